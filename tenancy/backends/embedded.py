@@ -1,0 +1,145 @@
+"""The fabric database as one `ovsdb-server` on this machine: the embedded default.
+
+The server is Open vSwitch's own; this module only makes its file, keeps the file's schema
+current, and starts and stops it.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tenancy.backends import codec
+from tenancy.errors import BackendUnavailable
+
+DEFAULT_DATABASE = Path("/var/lib/virtkit/fabric.db")
+DEFAULT_RUN_DIR = Path("/run/virtkit")
+START_TIMEOUT_S = 15.0
+
+
+def prepare(database: Path) -> None:
+    """Make the database file, or convert it if its schema is another version's.
+
+    A new file is complete, with its one Fabric row, before it gets its name; a conversion is
+    ovsdb-tool's, which replaces the file at once. Killed anywhere, a second run mends it.
+    """
+    database.parent.mkdir(parents=True, exist_ok=True)
+    schema = database.with_name(f".{database.name}.schema")
+    schema.write_text(codec.schema_text())
+    try:
+        if not database.exists():
+            fresh = database.with_name(f".{database.name}.new")
+            for leftover in (fresh, _lock_of(fresh)):
+                leftover.unlink(missing_ok=True)
+            _tool("create", fresh, schema)
+            first_row = {"op": "insert", "table": "Fabric", "row": {"cfg": 0, "next_segment": 1}}
+            _tool("transact", fresh, json.dumps([codec.DATABASE, first_row]))
+            fresh.rename(database)
+            _lock_of(fresh).unlink(missing_ok=True)
+        elif _tool("needs-conversion", database, schema).strip() == "yes":
+            _tool("convert", database, schema)
+    finally:
+        schema.unlink(missing_ok=True)
+
+
+def argv(database: Path, remotes: Sequence[str], run_dir: Path) -> list[str]:
+    """The command line of a foreground ovsdb-server that serves the database on these remotes.
+
+    Remotes are passive, as in ovsdb(7): `punix:PATH`, `ptcp:PORT:IP`.
+    """
+    return [
+        "ovsdb-server",
+        "--no-chdir",
+        f"--unixctl={run_dir / 'fabric.ctl'}",
+        *(f"--remote={remote}" for remote in remotes),
+        str(database),
+    ]
+
+
+def start(
+    database: Path = DEFAULT_DATABASE,
+    *,
+    run_dir: Path = DEFAULT_RUN_DIR,
+    listen: Sequence[str] = (),
+) -> str:
+    """Serve the database in the background, and return its unix remote.
+
+    Does nothing if it is being served already. `listen` adds remotes such as `ptcp:6640:IP`.
+    """
+    socket = run_dir / "fabric.sock"
+    remote = f"unix:{socket}"
+    if running_pid(run_dir) is not None:
+        return remote
+    run_dir.mkdir(parents=True, exist_ok=True)
+    prepare(database)
+    command = argv(database, [f"punix:{socket}", *listen], run_dir)
+    command[1:1] = [
+        "--detach",
+        "--monitor",
+        f"--pidfile={_pidfile(run_dir)}",
+        f"--log-file={database.with_suffix('.log')}",
+        "-vconsole:off",
+    ]
+    # --detach returns when the server listens, or has failed.
+    done = subprocess.run(command, capture_output=True, text=True, timeout=START_TIMEOUT_S)
+    if done.returncode != 0:
+        raise BackendUnavailable(
+            f"fabric database {database} could not be started: {_last_line(done.stderr)}. "
+            f"See {database.with_suffix('.log')}."
+        )
+    return remote
+
+
+def stop(run_dir: Path = DEFAULT_RUN_DIR) -> bool:
+    """End the server that `start` began; False if there was none."""
+    pid = running_pid(run_dir)
+    if pid is None:
+        return False
+    os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while running_pid(run_dir) == pid:
+        if time.monotonic() > deadline:
+            raise BackendUnavailable(f"fabric database (process {pid}) does not end. Kill it.")
+        time.sleep(0.02)
+    return True
+
+
+def running_pid(run_dir: Path = DEFAULT_RUN_DIR) -> int | None:
+    """The process that serves the database here, or None."""
+    try:
+        pid = int(_pidfile(run_dir).read_text())
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0]
+    except (FileNotFoundError, ProcessLookupError, ValueError):
+        return None
+    return pid if command.endswith(b"ovsdb-server") else None
+
+
+def _pidfile(run_dir: Path) -> Path:
+    return run_dir / "fabric.pid"
+
+
+def _lock_of(database: Path) -> Path:
+    return database.with_name(f".{database.name}.~lock~")
+
+
+def _tool(*arguments: str | Path) -> str:
+    command = ["ovsdb-tool", *map(str, arguments)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=START_TIMEOUT_S)
+    except FileNotFoundError as error:
+        raise BackendUnavailable(
+            "ovsdb-tool is not installed. Install Open vSwitch: apt-get install openvswitch-common."
+        ) from error
+    if done.returncode != 0:
+        raise BackendUnavailable(
+            f"fabric database: {' '.join(command[:3])} failed: {_last_line(done.stderr)}."
+        )
+    return done.stdout
+
+
+def _last_line(text: str) -> str:
+    lines = text.strip().splitlines()
+    return lines[-1] if lines else "no reason given"

@@ -1,0 +1,140 @@
+"""The connection to the fabric database.
+
+Writers speak OVSDB's JSON-RPC directly: they read the few rows that they need, decide, and send
+one transaction that is refused as a whole if what they read has changed. Nothing is replicated
+here; agents, which do follow the database, use `tenancy.backends.watch`.
+"""
+
+import random
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Self, TypeVar
+
+from tenancy.backends import codec
+from tenancy.backends.codec import DATABASE, Row, Value
+from tenancy.backends.rpc import Rpc
+from tenancy.backends.transaction import GuardFailed, Transaction, where
+from tenancy.errors import BackendUnavailable, Conflict
+
+T = TypeVar("T")
+
+DEFAULT_TIMEOUT_S = 5.0
+# Writers that lose a race wait a random moment and read again; this bounds how long.
+CONTENTION_LIMIT_S = 20.0
+# The name of the monitor that waits for hosts; one connection waits for one thing at a time.
+_WAIT = "virtkit-wait"
+
+
+class Fabric:
+    """One connection to the fabric database. Not for use by several threads at once."""
+
+    def __init__(self, rpc: Rpc) -> None:
+        self._rpc = rpc
+
+    @property
+    def remote(self) -> str:
+        return self._rpc.remote
+
+    @classmethod
+    def connect(cls, remote: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Self:
+        """Connect to the first of the comma-separated remotes that answers within the timeout.
+
+        Remotes are written as in ovsdb(7): `unix:PATH`, `tcp:IP:PORT`, `ssl:IP:PORT`.
+        """
+        reasons = []
+        for one in remote.split(","):
+            try:
+                return cls(Rpc.connect(one, timeout_s))
+            except BackendUnavailable as error:
+                reasons.append(str(error))
+        raise BackendUnavailable(
+            f"fabric database {remote} does not answer ({'; '.join(reasons)}). Start it with "
+            "`nvctl db start`, or name the right one with --db or VIRTKIT_DB."
+        )
+
+    def close(self) -> None:
+        self._rpc.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # Reading
+
+    def select(self, table: str, **equals: Value) -> list[Row]:
+        """Rows whose columns equal the given values, `id` being the UUID; unordered."""
+        return self.select_many([(table, equals)])[0]
+
+    def select_many(self, queries: Sequence[tuple[str, Mapping[str, Value]]]) -> list[list[Row]]:
+        """Several `select`s answered from one state of the database, in one round trip."""
+        operations = [
+            {"op": "select", "table": table, "where": where(equals)} for table, equals in queries
+        ]
+        results = self._rpc.call("transact", [DATABASE, *operations])
+        return [
+            [codec.decode_row(table, columns) for columns in result["rows"]]
+            for (table, _), result in zip(queries, results, strict=True)
+        ]
+
+    def find(self, table: str, **equals: Value) -> Row | None:
+        """The row with these values, if there is one; for unique columns."""
+        rows = self.select(table, **equals)
+        return rows[0] if rows else None
+
+    # Writing
+
+    def change(self, build: Callable[[Transaction], T]) -> T:
+        """Let `build` read and fill a transaction, and commit it; repeat while others interfere.
+
+        `build` must read afresh each time. Raises `Conflict` after twenty seconds of losing.
+        """
+        give_up = time.monotonic() + CONTENTION_LIMIT_S
+        pause_s = 0.001
+        while True:
+            transaction = self.transaction()
+            outcome = build(transaction)
+            try:
+                transaction.commit()
+                return outcome
+            except GuardFailed as error:
+                if time.monotonic() > give_up:
+                    raise Conflict(
+                        "other writers keep changing the same objects. Try again."
+                    ) from error
+                time.sleep(random.uniform(0, pause_s))
+                pause_s = min(pause_s * 2, 0.1)
+
+    def transaction(self) -> Transaction:
+        return Transaction(self._rpc)
+
+    # Waiting for hosts
+
+    def wait_for_hosts(self, cfg: int, hosts: Iterable[str], timeout_s: float) -> frozenset[str]:
+        """The hosts that have *not* applied everything up to `cfg` when the time is over."""
+        lagging = set(hosts)
+        if not lagging:
+            return frozenset()
+        deadline = time.monotonic() + timeout_s
+        names: dict[str, str] = {}
+        columns = {"Host": [{"columns": ["name", "cfg"]}]}
+        update = self._rpc.call("monitor", [DATABASE, _WAIT, columns])
+        try:
+            while True:
+                for key, change in update.get("Host", {}).items():
+                    new = change.get("new")
+                    if new is None:
+                        lagging.discard(names.pop(key, ""))
+                        continue
+                    names[key] = new["name"]
+                    if new["cfg"] >= cfg:
+                        lagging.discard(new["name"])
+                if not lagging:
+                    return frozenset()
+                message = self._rpc.receive(deadline)
+                if message is None:
+                    return frozenset(lagging)
+                update = message.params[1] if message.method == "update" else {}
+        finally:
+            self._rpc.call("monitor_cancel", [_WAIT])

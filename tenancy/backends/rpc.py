@@ -1,0 +1,88 @@
+"""One JSON-RPC connection to an ovsdb-server, every wait bounded (RFC 7047, section 4)."""
+
+import errno
+import os
+import time
+from typing import Any, Self
+
+import ovs.jsonrpc
+import ovs.poller
+import ovs.stream
+
+from tenancy.errors import BackendUnavailable
+
+
+class Rpc:
+    """Requests and notifications over one stream. Not for use by several threads at once."""
+
+    def __init__(self, remote: str, connection: Any, timeout_s: float) -> None:
+        self.remote = remote
+        self._connection = connection
+        self._timeout_s = timeout_s
+
+    @classmethod
+    def connect(cls, remote: str, timeout_s: float) -> Self:
+        try:
+            error, stream = ovs.stream.Stream.open_block(
+                ovs.stream.Stream.open(remote), int(timeout_s * 1000)
+            )
+        except ValueError as failure:
+            raise BackendUnavailable(f"{remote}: {failure}") from failure
+        if error:
+            raise BackendUnavailable(f"{remote}: {os.strerror(error)}")
+        return cls(remote, ovs.jsonrpc.Connection(stream), timeout_s)
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def call(self, method: str, params: list[Any]) -> Any:
+        """The result of one request; other messages that arrive meanwhile are dropped."""
+        deadline = time.monotonic() + self._timeout_s
+        message = ovs.jsonrpc.Message.create_request(method, params)
+        request_id = message.id
+        error = self._connection.send(message)
+        if error:
+            raise self._lost(f"sending failed: {_reason(error)}")
+        while True:
+            reply = self.receive(deadline)
+            if reply is None:
+                raise self._lost(f"no answer within {self._timeout_s:g} s")
+            if reply.type == ovs.jsonrpc.Message.T_ERROR and reply.id == request_id:
+                raise BackendUnavailable(
+                    f"fabric database {self.remote} refuses {method}: {reply.error}. "
+                    "Check that it serves this version's schema: `nvctl db status`."
+                )
+            if reply.type == ovs.jsonrpc.Message.T_REPLY and reply.id == request_id:
+                return reply.result
+
+    def receive(self, deadline: float) -> Any:
+        """The next message, or None at the deadline. Answers the server's echo requests."""
+        while True:
+            self._connection.run()
+            error, message = self._connection.recv()
+            if error == 0:
+                if message.type == ovs.jsonrpc.Message.T_REQUEST and message.method == "echo":
+                    reply = ovs.jsonrpc.Message.create_reply(message.params, message.id)
+                    self._connection.send(reply)
+                    continue
+                return message
+            if error != errno.EAGAIN:
+                raise self._lost(f"connection lost: {_reason(error)}")
+            left_ms = int((deadline - time.monotonic()) * 1000)
+            if left_ms <= 0:
+                return None
+            poller = ovs.poller.Poller()
+            self._connection.wait(poller)
+            self._connection.recv_wait(poller)
+            poller.timer_wait(left_ms)
+            poller.block()
+
+    def _lost(self, reason: str) -> BackendUnavailable:
+        return BackendUnavailable(
+            f"fabric database {self.remote} does not answer ({reason}). See `nvctl db status`; "
+            "whether the last change was made is unknown, and repeating it is safe."
+        )
+
+
+def _reason(error: int) -> str:
+    return "end of stream" if error == ovs.jsonrpc.EOF else os.strerror(error)

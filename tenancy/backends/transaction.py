@@ -1,0 +1,184 @@
+"""Transactions on the fabric database: operations gathered here, sent once, all or nothing."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+from uuid import UUID
+
+from tenancy.backends import codec
+from tenancy.backends.codec import DATABASE, Ref, Row, Value
+from tenancy.backends.rpc import Rpc
+from tenancy.errors import BackendUnavailable, Conflict, VirtkitError
+
+
+class GuardFailed(Conflict):
+    """A row that the transaction was decided upon has changed meanwhile."""
+
+
+class UniqueViolation(Conflict):
+    """A unique index already holds the value. `table` and `columns` name the index."""
+
+    def __init__(self, table: str, columns: tuple[str, ...], details: str) -> None:
+        super().__init__(details)
+        self.table = table
+        self.columns = columns
+
+
+class ReferenceViolation(Conflict):
+    """A row of `table` that is deleted is still referenced, or it refers to a row that is gone."""
+
+    def __init__(self, table: str, details: str) -> None:
+        super().__init__(details)
+        self.table = table
+
+
+class Transaction:
+    """A set of changes that happen together or not at all.
+
+    Each operation may name the error to raise if *it* is the one that fails; index and reference
+    violations are found at commit and raised as `UniqueViolation` and `ReferenceViolation`.
+    """
+
+    def __init__(self, rpc: Rpc) -> None:
+        self._rpc = rpc
+        self.cfg: int | None = None
+        self._operations: list[dict[str, Any]] = []
+        self._on_failure: dict[int, Callable[[str], VirtkitError]] = {}
+        self._names: dict[Ref, int] = {}
+        self._ids: dict[Ref, UUID] = {}
+        self._cfg_at: int | None = None
+
+    def insert(self, table: str, columns: Mapping[str, Value]) -> Ref:
+        ref = Ref(f"row{len(self._operations)}")
+        row = {column: codec.encode(value) for column, value in columns.items()}
+        self._names[ref] = len(self._operations)
+        self._operations.append({"op": "insert", "table": table, "row": row, "uuid-name": ref.name})
+        return ref
+
+    def update(self, row: Row, columns: Mapping[str, Value]) -> None:
+        encoded = {column: codec.encode(value) for column, value in columns.items()}
+        self._operations.append(
+            {"op": "update", "table": row.table, "where": where({"id": row.id}), "row": encoded}
+        )
+
+    def delete(self, row: Row) -> None:
+        self.delete_where(row.table, id=row.id)
+
+    def delete_where(self, table: str, **equals: Value) -> None:
+        self._operations.append({"op": "delete", "table": table, "where": where(equals)})
+
+    def mutate(
+        self,
+        table: str,
+        equals: Mapping[str, Value],
+        mutations: Sequence[tuple[str, str, Value]],
+        on_failure: Callable[[str], VirtkitError] | None = None,
+    ) -> None:
+        """Arithmetic in the server (RFC 7047 5.2.4); refused if it leaves the schema's range."""
+        if on_failure:
+            self._on_failure[len(self._operations)] = on_failure
+        self._operations.append(
+            {
+                "op": "mutate",
+                "table": table,
+                "where": where(equals),
+                "mutations": [[c, op, codec.encode(value)] for c, op, value in mutations],
+            }
+        )
+
+    def guard(self, row: Row, *columns: str) -> None:
+        """Go through only if these columns are still as read; without columns, if the row is."""
+        if columns:
+            rows = [{column: codec.encode(row[column]) for column in columns}]
+            self._wait(row.table, {"id": row.id}, columns, "==", rows)
+        else:
+            self.require(row.table, id=row.id)
+
+    def require(self, table: str, **equals: Value) -> None:
+        """Go through only if such a row exists at commit."""
+        self._wait(table, equals, (), "!=", [])
+
+    def require_none(self, table: str, **equals: Value) -> None:
+        """Go through only if no such row exists at commit."""
+        self._wait(table, equals, (), "==", [])
+
+    def request_acknowledgement(self) -> None:
+        """Bump `Fabric.cfg`; after commit, `cfg` is the number that hosts will acknowledge."""
+        self.mutate("Fabric", {}, [("cfg", "+=", 1)])
+        self._cfg_at = len(self._operations)
+        self._operations.append(
+            {"op": "select", "table": "Fabric", "where": [], "columns": ["cfg"]}
+        )
+
+    def id_of(self, ref: Ref) -> UUID:
+        """The UUID that an inserted row got; after commit."""
+        return self._ids[ref]
+
+    def commit(self) -> None:
+        if not self._operations:
+            return
+        results = self._rpc.call("transact", [DATABASE, *self._operations])
+        for index, result in enumerate(results):
+            if result and "error" in result:
+                raise self._failure(index, result["error"], result.get("details", ""))
+        for ref, index in self._names.items():
+            self._ids[ref] = UUID(results[index]["uuid"][1])
+        if self._cfg_at is not None:
+            rows = results[self._cfg_at]["rows"]
+            self.cfg = rows[0]["cfg"] if rows else 0
+
+    def _wait(
+        self,
+        table: str,
+        equals: Mapping[str, Value],
+        columns: tuple[str, ...],
+        until: str,
+        rows: list[dict[str, Any]],
+    ) -> None:
+        self._operations.append(
+            {
+                "op": "wait",
+                "timeout": 0,
+                "table": table,
+                "where": where(equals),
+                "columns": list(columns) or ["_uuid"],
+                "until": until,
+                "rows": rows,
+            }
+        )
+
+    def _failure(self, index: int, error: str, details: str) -> VirtkitError:
+        if index in self._on_failure:
+            return self._on_failure[index](details)
+        if error == "timed out":
+            return GuardFailed(details)
+        if error == "constraint violation" and index >= len(self._operations):
+            table, columns = _parse_index_violation(details)
+            if table:
+                return UniqueViolation(table, columns, details)
+        if error == "referential integrity violation":
+            return ReferenceViolation(_parse_reference_violation(details), details)
+        return BackendUnavailable(
+            f"fabric database {self._rpc.remote} refused a change ({error}: {details}). "
+            "Check that it serves this version's schema: `nvctl db status`."
+        )
+
+
+def where(equals: Mapping[str, Value]) -> list[Any]:
+    """Equality conditions as OVSDB writes them; `id` stands for the row's UUID."""
+    return [["_uuid" if c == "id" else c, "==", codec.encode(v)] for c, v in equals.items()]
+
+
+# The three sentences of ovsdb-server's transaction.c that carry a table's name.
+_INDEX = re.compile(r'multiple rows in "(\w+)" table .* for index on columns? (.*?)\.  ')
+_REFERENCES = re.compile(r"cannot delete (\w+) row|Table (\w+) column")
+
+
+def _parse_index_violation(details: str) -> tuple[str, tuple[str, ...]]:
+    found = _INDEX.search(details)
+    return (found[1], tuple(re.findall(r'"(\w+)"', found[2]))) if found else ("", ())
+
+
+def _parse_reference_violation(details: str) -> str:
+    found = _REFERENCES.search(details)
+    return (found[1] or found[2]) if found else ""

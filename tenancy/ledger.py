@@ -1,0 +1,59 @@
+"""Quota admission: what a tenant may still use is a number in the database that cannot go below 0.
+
+`Quota.available` has a minimum of 0 in the schema, and it is changed by the server's own
+arithmetic in the transaction that uses it. So two writers can never both take the last unit,
+whatever they read before, and no one has to read anything to be admitted.
+"""
+
+from collections.abc import Callable, Mapping
+from uuid import UUID
+
+from tenancy.backends.codec import Ref
+from tenancy.backends.transaction import Transaction
+from tenancy.errors import QuotaExceeded
+from tenancy.model import Resource
+from tenancy.names import format_size
+
+
+def charge(
+    transaction: Transaction, tenant: UUID, tenant_name: str, amounts: Mapping[Resource, int]
+) -> None:
+    """Use this much of the tenant's quota, or fail the transaction with `QuotaExceeded`."""
+    for resource, amount in amounts.items():
+        if amount == 0:
+            continue
+        transaction.require("Quota", tenant=tenant, resource=resource)
+        transaction.mutate(
+            "Quota",
+            {"tenant": tenant, "resource": resource},
+            [("available", "-=", amount)],
+            on_failure=_refusal(tenant_name, resource, amount),
+        )
+
+
+def refund(transaction: Transaction, tenant: UUID, amounts: Mapping[Resource, int]) -> None:
+    """Give back what was used. Only in the transaction that deletes what used it."""
+    for resource, amount in amounts.items():
+        if amount:
+            equals = {"tenant": tenant, "resource": resource}
+            transaction.mutate("Quota", equals, [("available", "+=", amount)])
+
+
+def open_account(
+    transaction: Transaction, tenant: UUID | Ref, limits: Mapping[Resource, int]
+) -> None:
+    """The rows of a new tenant."""
+    for resource, limit in limits.items():
+        row = {"tenant": tenant, "resource": resource, "limit": limit, "available": limit}
+        transaction.insert("Quota", row)
+
+
+def _refusal(tenant: str, resource: Resource, amount: int) -> Callable[[str], QuotaExceeded]:
+    def refuse(_details: str) -> QuotaExceeded:
+        wanted = format_size(amount) if resource is Resource.BYTES else str(amount)
+        return QuotaExceeded(
+            f"tenant {tenant}: its quota of {resource} does not admit {wanted} more. Delete some, "
+            f"or raise it: tenant set {tenant} --quota {resource}=N."
+        )
+
+    return refuse

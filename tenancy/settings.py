@@ -1,0 +1,59 @@
+"""Where this machine's fabric database, host name and Ceph are: option, environment, file, default.
+
+Read once, at the edge; the rest of the code is handed values.
+"""
+
+import os
+import socket
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from tenancy.errors import InvalidRequest
+
+DEFAULT_FILE = Path("/etc/virtkit/virtkit.toml")
+DEFAULT_DB = "unix:/run/virtkit/fabric.sock"
+
+
+class HostSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[host]`: who this machine is in the fabric, and where its tunnels end."""
+
+    name: str = msgspec.field(default_factory=socket.gethostname)
+    tunnel_ip: str | None = None
+    crush_host: str | None = None
+
+
+class CephSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[ceph]`: the cluster, and the user that virtkit itself is there."""
+
+    conf: str = "/etc/ceph/ceph.conf"
+    user: str = "admin"
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The whole of virtkit.toml."""
+
+    db: str = DEFAULT_DB
+    host: HostSettings = msgspec.field(default_factory=HostSettings)
+    ceph: CephSettings = msgspec.field(default_factory=CephSettings)
+
+
+def load(
+    *,
+    db: str | None = None,
+    file: Path = DEFAULT_FILE,
+    environment: Mapping[str, str] = os.environ,
+) -> Settings:
+    """The settings in force. `db` is the --db option; VIRTKIT_DB comes next, then the file."""
+    try:
+        text = file.read_text()
+    except FileNotFoundError:
+        text = ""
+    try:
+        settings = msgspec.convert(tomllib.loads(text), Settings)
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise InvalidRequest(f"{file}: {error}. Correct the file.") from error
+    chosen = db or environment.get("VIRTKIT_DB")
+    return msgspec.structs.replace(settings, db=chosen) if chosen else settings
