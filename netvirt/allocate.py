@@ -1,0 +1,75 @@
+"""Choices among what is free: segment ids, MAC addresses, IP addresses. Pure: what is taken comes
+in, the choice goes out; the fabric database's unique indexes decide races.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Iterator
+from hashlib import blake2b
+from ipaddress import IPv4Address, IPv4Network
+from itertools import chain
+
+from netvirt.model import SEGMENT_IDS, AddressRange, Mac, NetworkId
+
+
+def segment_id(taken: Collection[int], start: int) -> int | None:
+    """The first free segment id from `start` on, round the end; None when all are taken."""
+    first, last = SEGMENT_IDS[0], SEGMENT_IDS[-1]
+    start = start if start in SEGMENT_IDS else first
+    candidates = chain(range(start, last + 1), range(first, start))
+    return next((candidate for candidate in candidates if candidate not in taken), None)
+
+
+def mac(network: NetworkId, port: str, attempt: int) -> Mac:
+    """A locally administered unicast address, the same for the same port name.
+
+    40 bits are a digest, so that a port that is deleted and made again keeps its MAC and nobody's
+    neighbour cache goes stale.
+    """
+    digest = blake2b(f"{network}/{port}/{attempt}".encode(), digest_size=5).digest()
+    return Mac(int.from_bytes(b"\x0a" + digest, "big"))
+
+
+def addresses_from(
+    cidr: IPv4Network,
+    gateway: IPv4Address,
+    pools: Iterable[AddressRange],
+    after: IPv4Address | None,
+) -> Iterator[IPv4Address]:
+    """Every address that may be allocated, once, beginning behind `after` and going round.
+
+    Going round means that an address just given back is the last to be given out again.
+    """
+    ordered = sorted(pools, key=lambda pool: pool.first)
+    start = after if after is not None else cidr.network_address
+
+    def usable(low: IPv4Address, high: IPv4Address) -> Iterator[IPv4Address]:
+        for pool in ordered:
+            for number in range(max(int(pool.first), int(low)), min(int(pool.last), int(high)) + 1):
+                address = IPv4Address(number)
+                if address != gateway:
+                    yield address
+
+    yield from usable(start + 1, cidr.broadcast_address - 1)
+    yield from usable(cidr.network_address + 1, start)
+
+
+def address(
+    candidates: Iterator[IPv4Address],
+    is_taken: Callable[[IPv4Address], bool],
+    all_taken: Callable[[], Collection[IPv4Address]],
+    probes: int = 4,
+) -> IPv4Address | None:
+    """The first free candidate, or None.
+
+    In a pool with room the first probe nearly always succeeds, so a few single look-ups come
+    first; only then is everything that is taken asked for.
+    """
+    for _, candidate in zip(range(probes), candidates, strict=False):
+        if not is_taken(candidate):
+            return candidate
+    taken: Collection[IPv4Address] | None = None
+    for candidate in candidates:
+        if taken is None:
+            taken = all_taken()
+        if candidate not in taken:
+            return candidate
+    return None

@@ -1,0 +1,160 @@
+"""Networks, ports and hosts as the fabric knows them. Pure records; invariants hold from birth."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from ipaddress import IPv4Address, IPv4Network
+from typing import NewType, Self
+from uuid import UUID
+
+from tenancy.errors import InvalidRequest
+from tenancy.model import TenantId
+
+NetworkId = NewType("NetworkId", UUID)
+SubnetId = NewType("SubnetId", UUID)
+PortId = NewType("PortId", UUID)
+BindingId = NewType("BindingId", UUID)
+
+SEGMENT_IDS = range(1, 2**24)
+
+# VXLAN carries IPv4 (20), UDP (8), VXLAN (8) and the inner Ethernet header (14); GRE with a key
+# carries IPv4 (20), GRE with key (8) and the inner Ethernet header (14). RFC 7348; RFC 2890.
+OVERHEAD_BYTES = {"vxlan": 50, "gre": 42}
+DEFAULT_UNDERLAY_MTU = 1500
+# RFC 791: every IPv4 module must take in datagrams of 576 bytes.
+MINIMUM_MTU = 576
+
+
+class Overlay(StrEnum):
+    VXLAN = "vxlan"
+    GRE = "gre"
+
+    @property
+    def overhead_bytes(self) -> int:
+        """What the overlay adds to a tenant's IP packet on an IPv4 underlay."""
+        return OVERHEAD_BYTES[self]
+
+
+class PortKind(StrEnum):
+    CONTAINER = "container"
+    VM = "vm"
+    NETNS = "netns"
+
+
+class Mac(int):
+    """A 48-bit Ethernet address; as text, six lower-case octets."""
+
+    _TEXT = re.compile(r"(?:[0-9a-f]{2}[:-]){5}[0-9a-f]{2}", re.IGNORECASE)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        if not cls._TEXT.fullmatch(text):
+            raise InvalidRequest(
+                f"MAC address {text!r} is not one. Write six octets: 0a:00:00:00:00:01."
+            )
+        mac = cls(int(text.replace(":", "").replace("-", ""), 16))
+        if mac >> 40 & 1 or mac == 0:
+            raise InvalidRequest(
+                f"MAC address {text} is a group address or zero. A port needs a unicast address."
+            )
+        return mac
+
+    def __str__(self) -> str:
+        return ":".join(f"{octet:02x}" for octet in self.to_bytes(6, "big"))
+
+    __repr__ = __str__
+
+
+# Who answers DHCP and ARP for a subnet's gateway address: the same on every host, so that a VM
+# that moves keeps its ARP cache.
+GATEWAY_MAC = Mac(0x0A766B000001)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddressRange:
+    """Addresses from `first` to `last`, both included."""
+
+    first: IPv4Address
+    last: IPv4Address
+
+    def __str__(self) -> str:
+        return f"{self.first}-{self.last}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subnet:
+    """Addresses of one network. `gateway` is reserved; `pools` is where allocation looks."""
+
+    id: SubnetId
+    network: NetworkId
+    cidr: IPv4Network
+    gateway: IPv4Address
+    pools: tuple[AddressRange, ...]
+    dns: tuple[IPv4Address, ...] = ()
+    dhcp: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Network:
+    """A tenant's network. `mtu_bytes` is what a tenant's IP packet may measure."""
+
+    id: NetworkId
+    tenant: TenantId
+    name: str
+    overlay: Overlay
+    segment_id: int
+    mtu_bytes: int
+    subnets: tuple[Subnet, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Binding:
+    """A port seen on a host. Of several for one port, the active one with the highest claim holds.
+
+    A claim is a number above all claims there were when it was made, so that a host that takes a
+    port over needs to write no row but its own.
+    """
+
+    id: BindingId
+    port: PortId
+    network: NetworkId
+    host: str
+    claim: int
+    active: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Port:
+    """A place on a network for one container or VM."""
+
+    id: PortId
+    tenant: TenantId
+    network: NetworkId
+    name: str
+    mac: Mac
+    kind: PortKind
+    addresses: tuple[IPv4Address, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """A machine with an agent. `cfg` is the last change it has applied."""
+
+    name: str
+    tunnel_ip: IPv4Address | None
+    overlays: frozenset[Overlay]
+    underlay_mtu_bytes: int | None
+    cfg: int = 0
+    heartbeat_s: int = 0
+    version: str = ""
+    crush_host: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+def holder(bindings: "tuple[Binding, ...] | list[Binding]") -> Binding | None:
+    """The binding that says where a port is now."""
+    active = [binding for binding in bindings if binding.active]
+    return max(active, key=lambda binding: (binding.claim, binding.host), default=None)

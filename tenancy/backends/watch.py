@@ -1,0 +1,198 @@
+"""Following the fabric database: a replica of just the rows that a host is interested in.
+
+The interest is a condition per table, kept by the server; whoever watches changes it as it learns
+more. Nothing here blocks: `run` takes in what has arrived, `wait` tells a poller what to wake for.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import ovs.db.idl
+
+from tenancy.backends import codec
+from tenancy.backends.codec import Row, Shape, Value
+
+# How long a silent server may stay silent before the connection is given up.
+PROBE_INTERVAL_MS = 5000
+
+
+@dataclass(frozen=True, slots=True)
+class Insert:
+    table: str
+    columns: Mapping[str, Value]
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    row: Row
+    columns: Mapping[str, Value]
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    row: Row
+
+
+Write = Insert | Update | Delete
+
+
+class _Idl(ovs.db.idl.Idl):  # type: ignore[misc]
+    """The IDL, noting which rows an update touched."""
+
+    def __init__(self, remote: str, schema: Any) -> None:
+        super().__init__(remote, schema, probe_interval=PROBE_INTERVAL_MS)
+        self.touched: set[tuple[str, UUID]] = set()
+
+    def notify(self, event: str, row: Any, updates: Any = None) -> None:  # noqa: ARG002
+        self.touched.add((row._table.name, row.uuid))
+
+
+class FabricWatch:
+    """A conditional replica of some columns of the fabric database.
+
+    `columns` gives what is replicated, table by table. Every table starts with no interest.
+    """
+
+    def __init__(self, remote: str, columns: Mapping[str, Sequence[str]]) -> None:
+        helper = ovs.db.idl.SchemaHelper(schema_json=json.loads(codec.schema_text()))
+        for table, names in columns.items():
+            helper.register_columns(table, list(names))
+        self._columns = columns
+        self._idl = _Idl(remote, helper)
+        self._session_seqno: int | None = None
+        self._change_seqno = 0
+        self._transaction: Any = None
+        self.rows_received = 0
+        for table in columns:
+            self._idl.cond_change(table, [False])
+
+    def close(self) -> None:
+        self._idl.close()
+
+    # Taking in
+
+    def run(self) -> set[tuple[str, UUID]]:
+        """Process what has arrived. The rows that changed, appeared or went, as (table, id).
+
+        After a reconnect that is every row known before or now, since a server that has lost its
+        history says what there is and not what has gone.
+        """
+        known = self._known() if self._reconnecting() else None
+        self._idl.run()
+        if self._transaction is not None:
+            self._transaction_step()
+        touched, self._idl.touched = self._idl.touched, set()
+        self.rows_received += len(touched)
+        if known is not None and self._idl.change_seqno != self._change_seqno:
+            touched |= known | self._known()
+            self._session_seqno = self._idl._session.get_seqno()
+        self._change_seqno = self._idl.change_seqno
+        return touched
+
+    def wait(self, poller: Any) -> None:
+        self._idl.wait(poller)
+        if self._transaction is not None:
+            self._transaction.wait(poller)
+
+    @property
+    def connected(self) -> bool:
+        return bool(self._idl.state == self._idl.IDL_S_MONITORING)
+
+    @property
+    def settled(self) -> bool:
+        """Whether the replica holds everything that the present interest asks for."""
+        return self.connected and all(
+            table.condition_state.new is None and table.condition_state.requested is None
+            for table in self._idl.tables.values()
+        )
+
+    # Interest
+
+    def set_interest(self, table: str, clauses: Iterable[tuple[str, Value]]) -> None:
+        """Replicate the rows in which any of these columns has its value; `id` is the UUID."""
+        conditions = sorted(
+            ["_uuid" if column == "id" else column, "==", codec.encode(value)]
+            for column, value in clauses
+        )
+        self._idl.cond_change(table, conditions or [False])
+
+    def set_interest_in_all(self, table: str) -> None:
+        self._idl.cond_change(table, [True])
+
+    # Reading
+
+    def row(self, table: str, row_id: UUID) -> Row | None:
+        found = self._idl.tables[table].rows.get(row_id)
+        return None if found is None else self._decode(table, found)
+
+    def rows(self, table: str) -> list[Row]:
+        return [self._decode(table, row) for row in self._idl.tables[table].rows.values()]
+
+    # Writing
+
+    @property
+    def writing(self) -> bool:
+        """Whether a write is on its way. One at a time."""
+        return self._transaction is not None
+
+    def write(self, writes: Sequence[Write]) -> None:
+        """Send changes as one transaction. What becomes of it shows in the replica.
+
+        A write that fails is not repeated here: the writer compares wanted and found again.
+        """
+        assert self._transaction is None
+        transaction = ovs.db.idl.Transaction(self._idl)
+        for change in writes:
+            if isinstance(change, Insert):
+                row = transaction.insert(self._idl.tables[change.table])
+                _assign(row, change.columns)
+                continue
+            row = self._idl.tables[change.row.table].rows.get(change.row.id)
+            if row is None:
+                continue
+            if isinstance(change, Update):
+                _assign(row, change.columns)
+            else:
+                row.delete()
+        self._transaction = transaction
+        self._transaction_step()
+
+    def _transaction_step(self) -> None:
+        status = self._transaction.commit()
+        if status != ovs.db.idl.Transaction.INCOMPLETE:
+            self._transaction = None
+
+    # Inside
+
+    def _reconnecting(self) -> bool:
+        return self._session_seqno != self._idl._session.get_seqno()
+
+    def _known(self) -> set[tuple[str, UUID]]:
+        return {(name, row_id) for name, table in self._idl.tables.items() for row_id in table.rows}
+
+    def _decode(self, table: str, row: Any) -> Row:
+        shapes = codec.shapes()[table]
+        columns = {name: _value(shapes[name], row._data[name]) for name in self._columns[table]}
+        return Row(table, row.uuid, columns)
+
+
+def _value(shape: Shape, datum: Any) -> Value:
+    """A column's value. References stay UUIDs: the row they point to may be of no interest."""
+    if shape is Shape.MAP:
+        return {key.value: value.value for key, value in datum.values.items()}
+    values = [atom.value for atom in datum.values]
+    if shape is Shape.SET:
+        return frozenset(values)
+    return values[0] if values else None
+
+
+def _assign(row: Any, columns: Mapping[str, Value]) -> None:
+    for name, value in columns.items():
+        if isinstance(value, frozenset):
+            plain: Any = sorted(value)
+        else:
+            plain = [] if value is None else value
+        setattr(row, name, plain)
