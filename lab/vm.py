@@ -1,0 +1,201 @@
+"""Running virtual machines: start one, wait for it, run commands in it, stop it.
+
+What a machine consists of is lab/machine.py; this module acts. QEMU is started through a
+launcher that the caller gives, so that it runs inside a lab host (`host.popen`) or, for tests
+of the guest alone, right here. All waits have an end, and an error carries the tail of the
+guest's console.
+"""
+
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Interface
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Protocol, Self
+
+from lab.accelerator import best_accelerator
+from lab.guest_shell import GuestShell, Result
+from lab.machine import Accelerator, Machine, Workplace, qemu_argv
+from tenancy.errors import BackendUnavailable, VerificationFailed
+
+CONSOLE_TAIL_BYTES = 2000
+POLL_S = 0.02
+
+
+class Launcher(Protocol):
+    """Starts a program: `subprocess.Popen`, or the like of it inside a lab host."""
+
+    def __call__(
+        self,
+        argv: Sequence[str],
+        /,
+        *,
+        stdin: int,
+        stdout: IO[bytes],
+        stderr: int,
+        start_new_session: bool,
+    ) -> subprocess.Popen[bytes]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """What the guest was told by DHCP and has put on its NIC. See guest_files/root/etc/dhcp."""
+
+    address: IPv4Interface
+    mtu_bytes: int | None
+    router: IPv4Address | None
+    dns: tuple[IPv4Address, ...]
+    server: IPv4Address | None
+    seconds: int | None
+
+
+class VirtualMachine:
+    """A running QEMU. It outlives this object unless it is stopped, or used in a `with`."""
+
+    def __init__(
+        self, machine: Machine, workplace: Workplace, process: subprocess.Popen[bytes]
+    ) -> None:
+        self.machine = machine
+        self.workplace = workplace
+        self.process = process
+        self._shell = GuestShell(workplace.shell)
+
+    @classmethod
+    def start(
+        cls,
+        machine: Machine,
+        directory: Path,
+        launch: Launcher = subprocess.Popen,
+        accelerator: Accelerator | None = None,
+    ) -> Self:
+        """QEMU running `machine`, with its log and sockets in `directory`. Boot is not awaited."""
+        workplace = Workplace(directory)
+        argv = qemu_argv(machine, workplace, accelerator or best_accelerator(machine.guest))
+        directory.mkdir(parents=True, exist_ok=True)
+        for left_by_an_earlier_run in (workplace.shell, workplace.console):
+            left_by_an_earlier_run.unlink(missing_ok=True)
+        with workplace.qemu_log.open("wb") as log:
+            try:
+                process = launch(
+                    argv,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    # Ctrl-C at a demo must not reach the machines it leaves running.
+                    start_new_session=True,
+                )
+            except FileNotFoundError as error:
+                raise BackendUnavailable(
+                    f"vm {machine.name}: {argv[0]} is not installed. Run: make install"
+                ) from error
+        return cls(machine, workplace, process)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    @property
+    def console(self) -> str:
+        """What the guest has written to its serial console so far."""
+        if not self.workplace.console.exists():
+            return ""
+        return self.workplace.console.read_text(errors="replace")
+
+    @property
+    def running(self) -> bool:
+        return self.process.poll() is None
+
+    def wait_for_boot(self, timeout_s: float = 60.0) -> None:
+        """Return when the guest's first boot script is done and it takes commands.
+
+        The NICs may still be waiting for DHCP then; see `lease`.
+        """
+        deadline = time.monotonic() + timeout_s
+        while not self.workplace.shell.exists() and self.running and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+        try:
+            self._shell.run("true", deadline - time.monotonic(), grace_s=0)
+        except BackendUnavailable as error:
+            state = "is running" if self.running else f"ended with {self.process.returncode}"
+            raise BackendUnavailable(
+                f"vm {self.machine.name}: not booted within {timeout_s:g} s; "
+                f"QEMU {state}.{self._tail()}"
+            ) from error
+
+    def run(self, command: str, timeout_s: float = 30.0) -> Result:
+        """How `command` ended in the guest, and its output. 137: killed, it took too long."""
+        try:
+            return self._shell.run(command, timeout_s)
+        except BackendUnavailable as error:
+            raise BackendUnavailable(f"vm {self.machine.name}: {error}{self._tail()}") from error
+
+    def check(self, command: str, timeout_s: float = 30.0) -> str:
+        """The output of `command` in the guest, which must succeed."""
+        result = self.run(command, timeout_s)
+        if result.exit_code != 0:
+            raise VerificationFailed(
+                f"vm {self.machine.name}: `{command}` ended with {result.exit_code}: "
+                f"{result.output.strip()}"
+            )
+        return result.output
+
+    def lease(self, nic: str = "eth0", timeout_s: float = 30.0) -> Lease:
+        """The DHCP lease that `nic` holds, waiting until it has one."""
+        result = self.run(
+            f"until [ -s /run/lease/{nic} ]; do usleep 50000; done; cat /run/lease/{nic}", timeout_s
+        )
+        if result.exit_code != 0:
+            log = self.run(f"cat /run/dhcp-{nic}.log; ip addr").output
+            raise VerificationFailed(
+                f"vm {self.machine.name}: {nic} got no DHCP lease within {timeout_s:g} s:\n{log}"
+            )
+        return parse_lease(result.output)
+
+    def shutdown(self, timeout_s: float = 20.0) -> None:
+        """Let the guest write back its disk and power off; QEMU ends."""
+        self.run("poweroff")
+        self._shell.close()
+        try:
+            self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired as error:
+            raise BackendUnavailable(
+                f"vm {self.machine.name}: not off within {timeout_s:g} s.{self._tail()}"
+            ) from error
+
+    def stop(self, timeout_s: float = 10.0) -> None:
+        """Pull the plug: QEMU closes the disk and ends, the guest is not asked."""
+        self._shell.close()
+        if self.running:
+            self.process.terminate()
+            try:
+                self.process.wait(timeout_s)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+    def _tail(self) -> str:
+        """The end of what QEMU and the guest have said, to be put behind an error."""
+        said = self.workplace.qemu_log.read_text(errors="replace") + self.console
+        return f" Its last words:\n{said[-CONSOLE_TAIL_BYTES:]}" if said else " It said nothing."
+
+
+def parse_lease(note: str) -> Lease:
+    """A lease as the guest notes it: a line `name=value` for each thing it was told."""
+    told = dict(line.split("=", 1) for line in note.splitlines() if "=" in line)
+    return Lease(
+        address=IPv4Interface(told["address"]),
+        mtu_bytes=int(told["mtu"]) if told["mtu"] else None,
+        router=IPv4Address(told["router"].split()[0]) if told["router"] else None,
+        dns=tuple(IPv4Address(server) for server in told["dns"].split()),
+        server=IPv4Address(told["server"]) if told["server"] else None,
+        seconds=int(told["seconds"]) if told["seconds"] else None,
+    )
