@@ -13,7 +13,7 @@ from typing import Self, TypeVar
 from tenancy.backends import codec
 from tenancy.backends.codec import DATABASE, Row, Value
 from tenancy.backends.rpc import Rpc
-from tenancy.backends.transaction import GuardFailed, Transaction, where
+from tenancy.backends.transaction import GuardFailed, Transaction, UniqueViolation, where
 from tenancy.errors import BackendUnavailable, Conflict
 
 T = TypeVar("T")
@@ -85,10 +85,15 @@ class Fabric:
 
     # Writing
 
-    def change(self, build: Callable[[Transaction], T]) -> T:
+    def change(
+        self,
+        build: Callable[[Transaction], T],
+        is_race: Callable[[UniqueViolation], bool] = lambda _: False,
+    ) -> T:
         """Let `build` read and fill a transaction, and commit it; repeat while others interfere.
 
-        `build` must read afresh each time. Raises `Conflict` after twenty seconds of losing.
+        `build` must read afresh each time. A unique violation is repeated if `is_race` says that
+        a new choice would help. Raises `Conflict` after twenty seconds of losing.
         """
         give_up = time.monotonic() + CONTENTION_LIMIT_S
         pause_s = 0.001
@@ -98,7 +103,9 @@ class Fabric:
             try:
                 transaction.commit()
                 return outcome
-            except GuardFailed as error:
+            except (GuardFailed, UniqueViolation) as error:
+                if isinstance(error, UniqueViolation) and not is_race(error):
+                    raise
                 if time.monotonic() > give_up:
                     raise Conflict(
                         "other writers keep changing the same objects. Try again."

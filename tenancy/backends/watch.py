@@ -113,7 +113,7 @@ class FabricWatch:
 
     def set_interest(self, table: str, clauses: Iterable[tuple[str, Value]]) -> None:
         """Replicate the rows in which any of these columns has its value; `id` is the UUID."""
-        conditions = sorted(
+        conditions: list[Any] = sorted(
             ["_uuid" if column == "id" else column, "==", codec.encode(value)]
             for column, value in clauses
         )
@@ -168,7 +168,7 @@ class FabricWatch:
     # Inside
 
     def _reconnecting(self) -> bool:
-        return self._session_seqno != self._idl._session.get_seqno()
+        return bool(self._session_seqno != self._idl._session.get_seqno())
 
     def _known(self) -> set[tuple[str, UUID]]:
         return {(name, row_id) for name, table in self._idl.tables.items() for row_id in table.rows}

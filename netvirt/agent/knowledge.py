@@ -1,0 +1,174 @@
+"""What the agent has learnt from the fabric database and from its switch, as the model sees it.
+
+Rows and interfaces go in as they change; ports with their locations come out. Pure: no socket,
+no clock.
+"""
+
+from collections.abc import Mapping
+from uuid import UUID
+
+from netvirt import rows
+from netvirt.compile import Local, Location, Remote
+from netvirt.model import Binding, Host, Network, NetworkId, Overlay, Port, PortId, holder
+from netvirt.observed import Interface
+from tenancy.backends.codec import Row
+
+
+class Knowledge:
+    """An index over the rows a host receives, and over its own interfaces."""
+
+    def __init__(self, host_name: str) -> None:
+        self.host_name = host_name
+        self.cfg = 0
+        self.networks: dict[NetworkId, Network] = {}
+        self.ports: dict[PortId, Port] = {}
+        self.bindings: dict[PortId, dict[UUID, Binding]] = {}
+        self.hosts: dict[str, Host] = {}
+        self.interfaces: Mapping[PortId, Interface] = {}
+        self._rows: dict[tuple[str, UUID], Row] = {}
+        self._subnets: dict[NetworkId, set[UUID]] = {}
+        self._addresses: dict[PortId, set[UUID]] = {}
+        self._bound_to: dict[str, set[PortId]] = {}
+        self.dirty_networks: set[NetworkId] = set()
+        self.dirty_ports: set[PortId] = set()
+
+    # What comes in
+
+    def set_row(self, table: str, row_id: UUID, row: Row | None) -> None:
+        """A row that appeared or changed; None, one that went."""
+        old = self._rows.pop((table, row_id), None)
+        if row is not None:
+            self._rows[table, row_id] = row
+        match table:
+            case "Fabric":
+                self.cfg = row["cfg"] if row else self.cfg
+            case "Network":
+                self.dirty_networks.add(NetworkId(row_id))
+            case "Subnet":
+                self._move(self._subnets, "network", old, row, self.dirty_networks)
+            case "Port":
+                self.dirty_ports.add(PortId(row_id))
+            case "Address":
+                self._move(self._addresses, "port", old, row, self.dirty_ports)
+            case "Binding":
+                self._set_binding(row_id, old, row)
+            case "Host":
+                self._set_host(old, row)
+
+    def set_interfaces(self, interfaces: Mapping[str, Interface]) -> None:
+        """All interfaces of the bridge. Of two that claim one port the first opened one counts."""
+        found: dict[PortId, Interface] = {}
+        for interface in interfaces.values():
+            if interface.iface_id is None or interface.ofport is None:
+                continue
+            port = PortId(interface.iface_id)
+            rival = found.get(port)
+            if rival is None or (rival.ofport or 0) > interface.ofport:
+                found[port] = interface
+        for port in found.keys() | self.interfaces.keys():
+            if found.get(port) != self.interfaces.get(port):
+                self.dirty_ports.add(port)
+        self.interfaces = found
+
+    def refresh(self) -> tuple[set[NetworkId], set[PortId]]:
+        """Bring the model up to date; the networks and ports that may have changed."""
+        networks, self.dirty_networks = self.dirty_networks, set()
+        ports, self.dirty_ports = self.dirty_ports, set()
+        for network in networks:
+            row = self._rows.get(("Network", network))
+            if row is None:
+                self.networks.pop(network, None)
+            else:
+                subnets = [self._rows["Subnet", i] for i in self._subnets.get(network, ())]
+                if network not in self.networks:
+                    # Whether a port has a location depends on its network's overlay.
+                    ports |= {p for p, port in self.ports.items() if port.network == network}
+                self.networks[network] = rows.network(row, subnets)
+        for port in ports:
+            row = self._rows.get(("Port", port))
+            if row is None:
+                self.ports.pop(port, None)
+            else:
+                addresses = [self._rows["Address", i] for i in self._addresses.get(port, ())]
+                self.ports[port] = rows.port(row, addresses)
+        return networks, ports
+
+    # What follows
+
+    def location(self, port_id: PortId) -> Location | None:
+        """Where to send what is for this port; None while nobody holds it.
+
+        An interface here counts unless another host has made a later claim.
+        """
+        held_by = holder(list(self.bindings.get(port_id, {}).values()))
+        interface = self.interfaces.get(port_id)
+        if interface is not None and (held_by is None or held_by.host == self.host_name):
+            assert interface.ofport is not None
+            return Local(interface.ofport)
+        if held_by is None or held_by.host == self.host_name:
+            return None
+        port = self.ports.get(port_id)
+        host = self.hosts.get(held_by.host)
+        network = self.networks.get(port.network) if port else None
+        if host is None or host.tunnel_ip is None or network is None:
+            return None
+        return Remote(host.tunnel_ip) if network.overlay in host.overlays else None
+
+    def held_networks(self) -> frozenset[NetworkId]:
+        """Networks of which a port has an interface here."""
+        return frozenset(self.ports[port].network for port in self.interfaces if port in self.ports)
+
+    def remote_hosts(self) -> frozenset[str]:
+        """Other hosts that hold ports of the networks held here."""
+        return frozenset(host for host, ports in self._bound_to.items() if ports)
+
+    # Indexes
+
+    def _set_binding(self, row_id: UUID, old: Row | None, row: Row | None) -> None:
+        if old is not None:
+            port = PortId(old["port"])
+            of_port = self.bindings.get(port, {})
+            of_port.pop(row_id, None)
+            if not of_port:
+                self.bindings.pop(port, None)
+            self._bound_to.get(old["host"], set()).discard(port)
+            self.dirty_ports.add(port)
+        if row is not None:
+            binding = rows.binding(row)
+            self.bindings.setdefault(binding.port, {})[row_id] = binding
+            self._bound_to.setdefault(binding.host, set()).add(binding.port)
+            self.dirty_ports.add(binding.port)
+
+    def _set_host(self, old: Row | None, row: Row | None) -> None:
+        before = rows.host(old) if old else None
+        after = rows.host(row) if row else None
+        if before is not None:
+            self.hosts.pop(before.name, None)
+        if after is not None:
+            self.hosts[after.name] = after
+        if _reachability(before) != _reachability(after):
+            for host in (before, after):
+                self.dirty_ports |= self._bound_to.get(host.name, set()) if host else set()
+
+    def _move(
+        self,
+        index: dict,  # type: ignore[type-arg]
+        column: str,
+        old: Row | None,
+        row: Row | None,
+        dirty: set,  # type: ignore[type-arg]
+    ) -> None:
+        """Keep a row under the object that its column refers to, and mark that object."""
+        if old is not None:
+            members = index.get(old[column], set())
+            members.discard(old.id)
+            if not members:
+                index.pop(old[column], None)
+            dirty.add(old[column])
+        if row is not None:
+            index.setdefault(row[column], set()).add(row.id)
+            dirty.add(row[column])
+
+
+def _reachability(host: Host | None) -> tuple[object, frozenset[Overlay]] | None:
+    return (host.tunnel_ip, host.overlays) if host else None

@@ -1,0 +1,114 @@
+"""Rows of the fabric database to records of the model. Pure, and the only place that knows both."""
+
+from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv4Network
+
+from netvirt.model import (
+    AddressRange,
+    Binding,
+    BindingId,
+    Host,
+    Mac,
+    Network,
+    NetworkId,
+    Overlay,
+    Port,
+    PortId,
+    PortKind,
+    Subnet,
+    SubnetId,
+)
+from tenancy.backends.codec import Row
+from tenancy.model import TenantId
+
+# What an agent replicates; commands read whole rows.
+AGENT_COLUMNS = {
+    "Fabric": ("cfg",),
+    "Network": ("tenant", "name", "overlay", "segment_id", "mtu", "labels"),
+    "Subnet": ("network", "cidr", "gateway", "pools", "dns", "dhcp"),
+    "Port": ("tenant", "network", "name", "mac", "kind", "labels"),
+    "Address": ("network", "port", "ip"),
+    "Binding": ("port", "network", "host", "claim", "active"),
+    "Host": (
+        "name",
+        "tunnel_ip",
+        "overlays",
+        "underlay_mtu",
+        "crush_host",
+        "cfg",
+        "heartbeat",
+        "version",
+        "labels",
+    ),
+}
+
+
+def subnet(row: Row) -> Subnet:
+    cidr = IPv4Network(row["cidr"])
+    gateway = row["gateway"]
+    return Subnet(
+        id=SubnetId(row.id),
+        network=NetworkId(row["network"]),
+        cidr=cidr,
+        gateway=IPv4Address(gateway) if gateway else cidr.network_address + 1,
+        pools=tuple(sorted(map(address_range, row["pools"]), key=lambda pool: pool.first)),
+        dns=tuple(sorted(map(IPv4Address, row["dns"]))),
+        dhcp=row["dhcp"],
+    )
+
+
+def network(row: Row, subnets: Iterable[Row]) -> Network:
+    return Network(
+        id=NetworkId(row.id),
+        tenant=TenantId(row["tenant"]),
+        name=row["name"],
+        overlay=Overlay(row["overlay"]),
+        segment_id=row["segment_id"],
+        mtu_bytes=row["mtu"],
+        subnets=tuple(sorted(map(subnet, subnets), key=lambda one: one.cidr)),
+        labels=row["labels"],
+    )
+
+
+def port(row: Row, addresses: Iterable[Row]) -> Port:
+    return Port(
+        id=PortId(row.id),
+        tenant=TenantId(row["tenant"]),
+        network=NetworkId(row["network"]),
+        name=row["name"],
+        mac=Mac.parse(row["mac"]),
+        kind=PortKind(row["kind"]),
+        addresses=tuple(sorted(IPv4Address(address["ip"]) for address in addresses)),
+        labels=row["labels"],
+    )
+
+
+def binding(row: Row) -> Binding:
+    return Binding(
+        id=BindingId(row.id),
+        port=PortId(row["port"]),
+        network=NetworkId(row["network"]),
+        host=row["host"],
+        claim=row["claim"],
+        active=row["active"],
+    )
+
+
+def host(row: Row) -> Host:
+    tunnel_ip = row["tunnel_ip"]
+    return Host(
+        name=row["name"],
+        tunnel_ip=IPv4Address(tunnel_ip) if tunnel_ip else None,
+        overlays=frozenset(map(Overlay, row["overlays"])),
+        underlay_mtu_bytes=row["underlay_mtu"],
+        cfg=row["cfg"],
+        heartbeat_s=row["heartbeat"],
+        version=row["version"],
+        crush_host=row["crush_host"],
+        labels=row["labels"],
+    )
+
+
+def address_range(text: str) -> AddressRange:
+    first, _, last = text.partition("-")
+    return AddressRange(first=IPv4Address(first), last=IPv4Address(last))

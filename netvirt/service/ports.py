@@ -1,0 +1,314 @@
+"""Ports: create with address and MAC, find, list, change, delete."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from uuid import UUID
+
+from netvirt import admit, allocate, rows
+from netvirt.model import Binding, Mac, Network, NetworkId, Port, PortKind, Subnet, holder
+from netvirt.service import networks
+from netvirt.service.acknowledge import hosts_of_network, wait_for_hosts
+from tenancy import ledger
+from tenancy import service as tenants
+from tenancy.backends.codec import Row
+from tenancy.backends.fabric import Fabric
+from tenancy.backends.transaction import (
+    ReferenceViolation,
+    Transaction,
+    UniqueViolation,
+)
+from tenancy.errors import AlreadyExists, Conflict, InvalidRequest, NotFound, Refused
+from tenancy.model import Resource
+from tenancy.names import validate_name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PortRequest:
+    """What a user says of a port that does not exist yet; None leaves the choice to virtkit."""
+
+    name: str
+    kind: PortKind = PortKind.CONTAINER
+    mac: str | None = None
+    addresses: Sequence[str] = ()
+    labels: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PortState:
+    """A port with where it is: its network, and the binding that holds, if any does."""
+
+    port: Port
+    network: Network
+    tenant_name: str
+    binding: Binding | None
+
+
+def create(
+    fabric: Fabric,
+    tenant_name: str,
+    network_name: str,
+    request: PortRequest,
+    *,
+    wait_s: float | None = None,
+) -> PortState:
+    """A new port with its MAC and one address in every subnet, unless addresses are given.
+
+    With `wait_s`, returns when every host that holds the network knows the port.
+    """
+    name = validate_name("port", request.name)
+    mac = Mac.parse(request.mac) if request.mac else None
+    wanted = [admit.parse_address(f"port {name}", text) for text in request.addresses]
+    made: list[Transaction] = []
+
+    def build(transaction: Transaction) -> UUID:
+        made.append(transaction)
+        network_row = networks.find(fabric, tenant_name, network_name)
+        subnets = fabric.select("Subnet", network=network_row.id)
+        transaction.require("Network", id=network_row.id)
+        port = transaction.insert(
+            "Port",
+            {
+                "tenant": network_row["tenant"],
+                "network": network_row.id,
+                "name": name,
+                "mac": str(mac or _allocate_mac(fabric, network_row.id, name)),
+                "kind": request.kind,
+                "labels": request.labels or {},
+            },
+        )
+        chosen = _choose_addresses(fabric, transaction, name, network_name, subnets, wanted)
+        for subnet, address in chosen:
+            columns = {"network": network_row.id, "subnet": subnet.id, "port": port}
+            transaction.insert("Address", {**columns, "ip": str(address)})
+        amounts = {Resource.PORTS: 1, Resource.ADDRESSES: len(chosen)}
+        ledger.charge(transaction, network_row["tenant"], tenant_name, amounts)
+        if wait_s is not None:
+            transaction.request_acknowledgement()
+        return network_row.id
+
+    def is_race(error: UniqueViolation) -> bool:
+        """Whether virtkit chose the value that is taken, and so can choose another."""
+        chose_mac, chose_address = mac is None, not wanted
+        return ("mac" in error.columns and chose_mac) or ("ip" in error.columns and chose_address)
+
+    try:
+        network = fabric.change(build, is_race)
+    except UniqueViolation as error:
+        raise _taken(error, name, network_name, request) from error
+    except ReferenceViolation as error:
+        raise Conflict(f"port {name}: network {network_name} has just been deleted.") from error
+    if wait_s is not None:
+        hosts = hosts_of_network(fabric, network)
+        wait_for_hosts(fabric, f"port {name}", made[-1].cfg, hosts, wait_s)
+    return get(fabric, tenant_name, network_name, name)
+
+
+def get(fabric: Fabric, tenant_name: str, network_name: str, name: str) -> PortState:
+    return _state(fabric, find(fabric, tenant_name, network_name, name))
+
+
+def get_by_id(fabric: Fabric, port_id: UUID) -> PortState:
+    row = fabric.find("Port", id=port_id)
+    if row is None:
+        raise NotFound(f"port {port_id} does not exist. See `nvctl port list`.")
+    return _state(fabric, row)
+
+
+def find(fabric: Fabric, tenant_name: str, network_name: str, name: str) -> Row:
+    """The port's row, or `NotFound` with what to do."""
+    network = networks.find(fabric, tenant_name, network_name)
+    row = fabric.find("Port", network=network.id, name=name)
+    if row is None:
+        raise NotFound(
+            f"port {name} of network {network_name} does not exist. "
+            f"See `nvctl port list --tenant {tenant_name} --network {network_name}`."
+        )
+    return row
+
+
+def list_all(
+    fabric: Fabric, tenant_name: str | None = None, network_name: str | None = None
+) -> list[PortState]:
+    """Ports by tenant, network and name: of a network, of a tenant, or all."""
+    equals: dict[str, UUID] = {}
+    if network_name is not None:
+        if tenant_name is None:
+            raise InvalidRequest(f"network {network_name}: whose? Give --tenant.")
+        equals = {"network": networks.find(fabric, tenant_name, network_name).id}
+    elif tenant_name is not None:
+        equals = {"tenant": tenants.find(fabric, tenant_name).id}
+    of_network = {"network": equals["network"]} if "network" in equals else {}
+    ports, addresses, bindings = fabric.select_many(
+        [("Port", equals), ("Address", of_network), ("Binding", of_network)]
+    )
+    known = {network.id: (tenant, network) for tenant, network in networks.list_all(fabric)}
+    by_port = _group(addresses)
+    bindings_by_port = _group(bindings)
+    states = []
+    for row in ports:
+        if row["network"] not in known:
+            continue  # deleted between the two reads
+        tenant, network = known[row["network"]]
+        states.append(
+            PortState(
+                port=rows.port(row, by_port.get(row.id, [])),
+                network=network,
+                tenant_name=tenant,
+                binding=holder(list(map(rows.binding, bindings_by_port.get(row.id, [])))),
+            )
+        )
+    return sorted(states, key=lambda s: (s.tenant_name, s.network.name, s.port.name))
+
+
+def set_labels(
+    fabric: Fabric, tenant_name: str, network_name: str, name: str, labels: Mapping[str, str]
+) -> PortState:
+    """Replace the port's labels."""
+    row = find(fabric, tenant_name, network_name, name)
+    transaction = fabric.transaction()
+    transaction.update(row, {"labels": labels})
+    transaction.commit()
+    return get(fabric, tenant_name, network_name, name)
+
+
+def delete(
+    fabric: Fabric,
+    tenant_name: str,
+    network_name: str,
+    name: str,
+    *,
+    force: bool = False,
+    wait_s: float | None = None,
+) -> None:
+    """Remove a port with its addresses. One that is bound to a host needs `force`."""
+    made: list[Transaction] = []
+
+    def build(transaction: Transaction) -> frozenset[str]:
+        made.append(transaction)
+        row = find(fabric, tenant_name, network_name, name)
+        addresses, bindings = fabric.select_many(
+            [("Address", {"port": row.id}), ("Binding", {"port": row.id})]
+        )
+        if bindings and not force:
+            where = ", ".join(sorted(binding["host"] for binding in bindings))
+            raise Refused(
+                f"port {name} of network {network_name} is in use on {where}. Unplug it there "
+                f"first (`nvctl port unplug {name}`), or give --force."
+            )
+        if not bindings:
+            transaction.require_none("Binding", port=row.id)
+        # Two deleters must not both give the quota back.
+        transaction.require("Port", id=row.id)
+        transaction.delete_where("Binding", port=row.id)
+        transaction.delete_where("Address", port=row.id)
+        transaction.delete(row)
+        amounts = {Resource.PORTS: 1, Resource.ADDRESSES: len(addresses)}
+        ledger.refund(transaction, row["tenant"], amounts)
+        if wait_s is not None:
+            transaction.request_acknowledgement()
+        return hosts_of_network(fabric, row["network"]) if wait_s is not None else frozenset()
+
+    hosts = fabric.change(build)
+    if wait_s is not None:
+        wait_for_hosts(fabric, f"port {name}", made[-1].cfg, hosts, wait_s)
+
+
+def _state(fabric: Fabric, row: Row) -> PortState:
+    addresses, bindings, network, subnets, tenant = fabric.select_many(
+        [
+            ("Address", {"port": row.id}),
+            ("Binding", {"port": row.id}),
+            ("Network", {"id": row["network"]}),
+            ("Subnet", {"network": row["network"]}),
+            ("Tenant", {"id": row["tenant"]}),
+        ]
+    )
+    if not network or not tenant:
+        raise NotFound(f"port {row['name']} has just been deleted.")
+    return PortState(
+        port=rows.port(row, addresses),
+        network=rows.network(network[0], subnets),
+        tenant_name=tenant[0]["name"],
+        binding=holder(list(map(rows.binding, bindings))),
+    )
+
+
+def _choose_addresses(
+    fabric: Fabric,
+    transaction: Transaction,
+    port: str,
+    network: str,
+    subnet_rows: list[Row],
+    wanted: Sequence[IPv4Address],
+) -> list[tuple[Row, IPv4Address]]:
+    subnets = [(row, rows.subnet(row)) for row in subnet_rows]
+    if not wanted:
+        return [
+            (row, _allocate_address(fabric, transaction, port, network, row, subnet))
+            for row, subnet in subnets
+        ]
+    chosen = []
+    for address in wanted:
+        containing = [(row, subnet) for row, subnet in subnets if address in subnet.cidr]
+        row, subnet = containing[0] if containing else subnets[0]
+        admit.check_port_address(port, network, address, subnet.cidr, subnet.gateway)
+        chosen.append((row, address))
+    return chosen
+
+
+def _allocate_address(
+    fabric: Fabric,
+    transaction: Transaction,
+    port: str,
+    network: str,
+    row: Row,
+    subnet: Subnet,
+) -> IPv4Address:
+    """A free address; the transaction goes through only if nobody else was given it."""
+    cursor = IPv4Address(row["cursor"]) if row["cursor"] else None
+    address = allocate.address(
+        allocate.addresses_from(subnet.cidr, subnet.gateway, subnet.pools, cursor),
+        is_taken=lambda ip: fabric.find("Address", network=row["network"], ip=str(ip)) is not None,
+        all_taken=lambda: {
+            IPv4Address(taken["ip"]) for taken in fabric.select("Address", network=row["network"])
+        },
+    )
+    if address is None:
+        raise Refused(
+            f"port {port}: network {network} ({subnet.cidr}) has no free address left. "
+            "Delete ports, or make a larger network."
+        )
+    transaction.guard(row, "cursor")
+    transaction.update(row, {"cursor": str(address)})
+    return address
+
+
+def _allocate_mac(fabric: Fabric, network: UUID, port: str) -> Mac:
+    attempt = 0
+    while True:
+        mac = allocate.mac(NetworkId(network), port, attempt)
+        if fabric.find("Port", network=network, mac=str(mac)) is None:
+            return mac
+        attempt += 1
+
+
+def _taken(error: UniqueViolation, port: str, network: str, request: PortRequest) -> AlreadyExists:
+    choose = "Choose another, or omit it and one is allocated."
+    if "mac" in error.columns:
+        return AlreadyExists(
+            f"port {port}: MAC address {request.mac} is taken in network {network}. {choose}"
+        )
+    if "ip" in error.columns:
+        addresses = ", ".join(request.addresses)
+        return AlreadyExists(
+            f"port {port}: address {addresses} is taken in network {network}. {choose}"
+        )
+    return AlreadyExists(f"port {port} of network {network} exists already. Choose another name.")
+
+
+def _group(found: list[Row]) -> dict[UUID, list[Row]]:
+    by_port: dict[UUID, list[Row]] = {}
+    for row in found:
+        by_port.setdefault(row["port"], []).append(row)
+    return by_port
