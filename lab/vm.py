@@ -71,7 +71,7 @@ class VirtualMachine:
         accelerator: Accelerator | None = None,
     ) -> Self:
         """QEMU running `machine`, with its log and sockets in `directory`. Boot is not awaited."""
-        workplace = Workplace(directory)
+        workplace = Workplace(directory.absolute())
         argv = qemu_argv(machine, workplace, accelerator or best_accelerator(machine.guest))
         directory.mkdir(parents=True, exist_ok=True)
         for left_by_an_earlier_run in (workplace.shell, workplace.console):
