@@ -1,0 +1,163 @@
+"""The four system calls a lab is made of: unshare, setns, mount and pidfd.
+
+Python 3.11 wraps only the last. What is built from them, a host, is in `lab.init` and
+`lab.host`; this module knows nothing of labs.
+"""
+
+import ctypes
+import enum
+import os
+import select
+import signal
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self, TypeVar
+
+Result = TypeVar("Result")
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Namespace(enum.IntFlag):
+    """The kinds of namespace, as in clone(2)."""
+
+    MOUNT = 0x0002_0000
+    UTS = 0x0400_0000
+    PID = 0x2000_0000
+    NET = 0x4000_0000
+
+
+HOST = Namespace.MOUNT | Namespace.UTS | Namespace.PID | Namespace.NET
+
+_CLONE_FS = 0x0000_0200  # root and working directory, which threads otherwise share
+
+
+class Mount(enum.IntFlag):
+    """The mount flags used here, as in mount(2)."""
+
+    NONE = 0
+    BIND = 0x1000
+    RECURSIVE = 0x4000
+    PRIVATE = 0x4_0000
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process that can't be mistaken for a later one with the same number.
+
+    `started` is its start time in clock ticks after boot: field 22 of proc_pid_stat(5).
+    """
+
+    pid: int
+    started: int
+
+    @classmethod
+    def named(cls, pid: int) -> Self:
+        """The process that has this number now; ProcessLookupError if there is none."""
+        return cls(pid, _start_time(pid))
+
+    def pidfd(self) -> int:
+        """A new descriptor of this process; ProcessLookupError if it has ended."""
+        descriptor = os.pidfd_open(self.pid)
+        try:
+            if _start_time(self.pid) != self.started:
+                raise ProcessLookupError(f"process {self.pid} is another one now")
+        except ProcessLookupError:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    def is_alive(self) -> bool:
+        """Whether it has not ended."""
+        try:
+            os.close(self.pidfd())
+        except ProcessLookupError:
+            return False
+        return True
+
+    def kill_and_wait(self, timeout_s: float) -> bool:
+        """End it with SIGKILL; False if it has not gone within the time."""
+        try:
+            descriptor = self.pidfd()
+        except ProcessLookupError:
+            return True
+        try:
+            signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+            return bool(select.select([descriptor], [], [], timeout_s)[0])
+        except ProcessLookupError:
+            return True
+        finally:
+            os.close(descriptor)
+
+
+def unshare(namespaces: Namespace) -> None:
+    """Give the calling thread new namespaces; for PID, its next children."""
+    _check(_libc.unshare(int(namespaces)), f"unshare {namespaces!r}")
+
+
+def enter(descriptor: int, namespaces: Namespace) -> None:
+    """Move the calling thread into the namespaces of a pidfd, or of one namespace file."""
+    _check(_libc.setns(descriptor, int(namespaces)), f"setns {namespaces!r}")
+
+
+def mount(
+    source: str, target: str, kind: str = "", flags: Mount = Mount.NONE, options: str = ""
+) -> None:
+    """mount(2)."""
+    arguments = [os.fsencode(text) if text else None for text in (source, target, kind)]
+    code = _libc.mount(*arguments, ctypes.c_ulong(int(flags)), os.fsencode(options) or None)
+    _check(code, f"mount {source} on {target}")
+
+
+def set_hostname(name: str) -> None:
+    """sethostname(2)."""
+    encoded = os.fsencode(name)
+    _check(_libc.sethostname(encoded, ctypes.c_size_t(len(encoded))), f"sethostname {name}")
+
+
+def inside(
+    process: Process, namespaces: Namespace, call: Callable[[], Result], *, netns: str | None = None
+) -> Result:
+    """What `call` returns when it runs in the namespaces of `process`.
+
+    It runs in a thread of its own, because namespaces belong to threads. With PID, processes
+    that `call` starts are born there and still are this process's children, so they are waited
+    for and signalled as usual; the kernel then forbids `call` to start threads. `netns` names a
+    network namespace known there (in /run/netns), which takes the place of the process's own.
+    """
+
+    def enter_and_call() -> Result:
+        if namespaces & Namespace.MOUNT:
+            _check(_libc.unshare(_CLONE_FS), "unshare the working directory")
+        descriptor = process.pidfd()
+        try:
+            enter(descriptor, namespaces)
+        finally:
+            os.close(descriptor)
+        if netns is not None:
+            descriptor = os.open(f"/run/netns/{netns}", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                enter(descriptor, Namespace.NET)
+            finally:
+                os.close(descriptor)
+        return call()
+
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        return thread.submit(enter_and_call).result()
+
+
+def _start_time(pid: int) -> int:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError as error:
+        raise ProcessLookupError(f"no process {pid}") from error
+    # The second field is the command in parentheses, and may hold spaces and parentheses.
+    return int(stat.rpartition(")")[2].split()[19])
+
+
+def _check(code: int, attempt: str) -> None:
+    if code != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{attempt}: {os.strerror(number)}")

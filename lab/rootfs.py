@@ -1,0 +1,86 @@
+"""What of the file system a host has for itself, and what it shares with the machine.
+
+Programs come from the machine. Everything that a daemon keeps at a default path is the host's
+own: `/run` is empty at first, `/etc` and `/var` start as the machine's and change privately
+(overlays), and the directories in `ON_DISK` are bound from the lab's disk directory, because
+they grow large or because overlay snapshots can't be stacked on an overlay. `/tmp` and the rest
+are the machine's, which is how files get in and out.
+"""
+
+import os
+from pathlib import Path
+
+from lab.linux import Mount, mount
+
+ON_DISK = ("ceph", "containerd", "containers", "libvirt")
+"""Directories of /var/lib that live in the lab's disk directory."""
+
+EMPTY = (
+    "/etc/ceph",
+    "/etc/openvswitch",
+    "/etc/virtkit",
+    "/var/lib/openvswitch",
+    "/var/lib/virtkit",
+    "/var/log/ceph",
+    "/var/log/openvswitch",
+    "/var/log/virtkit",
+)
+"""Directories that start empty, whatever the machine itself keeps there."""
+
+_RUN_DIRECTORIES = ("ceph", "libvirt", "lock", "netns", "openvswitch", "virtkit", "virtlab")
+
+
+def build(hostname: str, disk: Path) -> None:
+    """Mount the file system of a host in the calling process's new mount namespace."""
+    mount("none", "/", flags=Mount.RECURSIVE | Mount.PRIVATE)
+    on_disk = _open_disk(disk)
+    try:
+        # The upper layers lie in a tmpfs which the overlays keep alive after it is covered.
+        mount("virtlab", "/run", "tmpfs", options="mode=755")
+        for name in ("etc", "var"):
+            _overlay(f"/{name}", Path("/run/.layers") / name)
+        for name, descriptor in on_disk.items():
+            own = Path("/var/lib") / name
+            own.mkdir(parents=True, exist_ok=True)
+            mount(f"/proc/self/fd/{descriptor}", str(own), flags=Mount.BIND)
+    finally:
+        for descriptor in on_disk.values():
+            os.close(descriptor)
+    for directory in EMPTY:
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        mount("virtlab", directory, "tmpfs", options="mode=755")
+    for name in _RUN_DIRECTORIES:
+        (Path("/run") / name).mkdir()
+    Path("/etc/hostname").write_text(f"{hostname}\n")
+    _mount_kernel_views()
+
+
+def _open_disk(disk: Path) -> dict[str, int]:
+    # Opened before /var is covered, which may hide the disk directory.
+    opened = {}
+    for name in ON_DISK:
+        (disk / name).mkdir(parents=True, exist_ok=True)
+        opened[name] = os.open(disk / name, os.O_PATH | os.O_CLOEXEC)
+    return opened
+
+
+def _overlay(directory: str, layers: Path) -> None:
+    upper, work = layers / "upper", layers / "work"
+    for layer in (upper, work):
+        layer.mkdir(parents=True)
+    options = f"lowerdir={directory},upperdir={upper},workdir={work}"
+    mount("virtlab", directory, "overlay", options=options)
+
+
+def _mount_kernel_views() -> None:
+    mount("proc", "/proc", "proc")
+    # A sysfs shows the links of the network namespace it was mounted in. The new one would
+    # cover the cgroup file systems, without which no container runtime starts.
+    cgroups = Path("/run/.cgroup")
+    cgroups.mkdir()
+    has_cgroups = Path("/sys/fs/cgroup").is_dir()
+    if has_cgroups:
+        mount("/sys/fs/cgroup", str(cgroups), flags=Mount.BIND | Mount.RECURSIVE)
+    mount("sysfs", "/sys", "sysfs")
+    if has_cgroups:
+        mount(str(cgroups), "/sys/fs/cgroup", flags=Mount.BIND | Mount.RECURSIVE)
