@@ -116,32 +116,41 @@ class Fabric:
     def transaction(self) -> Transaction:
         return Transaction(self._rpc)
 
-    # Waiting for hosts
+    # Waiting
+
+    def wait_until(
+        self,
+        table: str,
+        satisfied: Callable[[Sequence[Row]], bool],
+        timeout_s: float,
+        **equals: Value,
+    ) -> bool:
+        """Wait for the rows with these values to satisfy; False if they don't in time.
+
+        The monitor only tells when to look again. A notification that is passed over while we
+        look is older than what we see.
+        """
+        deadline = time.monotonic() + timeout_s
+        request = {table: [{"where": where(equals)}]}
+        self._rpc.call("monitor_cond", [DATABASE, _WAIT, request])
+        try:
+            while not satisfied(self.select(table, **equals)):
+                if self._rpc.receive(deadline) is None:
+                    return False
+            return True
+        finally:
+            self._rpc.call("monitor_cancel", [_WAIT])
 
     def wait_for_hosts(self, cfg: int, hosts: Iterable[str], timeout_s: float) -> frozenset[str]:
         """The hosts that have *not* applied everything up to `cfg` when the time is over."""
-        lagging = set(hosts)
-        if not lagging:
-            return frozenset()
-        deadline = time.monotonic() + timeout_s
-        names: dict[str, str] = {}
-        columns = {"Host": [{"columns": ["name", "cfg"]}]}
-        update = self._rpc.call("monitor", [DATABASE, _WAIT, columns])
-        try:
-            while True:
-                for key, change in update.get("Host", {}).items():
-                    new = change.get("new")
-                    if new is None:
-                        lagging.discard(names.pop(key, ""))
-                        continue
-                    names[key] = new["name"]
-                    if new["cfg"] >= cfg:
-                        lagging.discard(new["name"])
-                if not lagging:
-                    return frozenset()
-                message = self._rpc.receive(deadline)
-                if message is None:
-                    return frozenset(lagging)
-                update = message.params[1] if message.method == "update" else {}
-        finally:
-            self._rpc.call("monitor_cancel", [_WAIT])
+        lagging = frozenset(hosts)
+
+        def all_have(rows: Sequence[Row]) -> bool:
+            nonlocal lagging
+            behind = {row["name"] for row in rows if row["cfg"] < cfg}
+            lagging = frozenset(name for name in lagging if name in behind)
+            return not lagging
+
+        if lagging:
+            self.wait_until("Host", all_have, timeout_s)
+        return lagging
