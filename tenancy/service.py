@@ -109,11 +109,16 @@ def delete(fabric: Fabric, name: str) -> None:
 
 
 def _possessions(fabric: Fabric, tenant: UUID) -> str:
-    tables = ("Network", "Port", "Image")
-    found = fabric.select_many([(table, {"tenant": tenant}) for table in tables])
+    nouns = {
+        "Network": "network",
+        "Port": "port",
+        "Image": "image",
+        "StorageNamespace": "storage namespace",
+    }
+    found = fabric.select_many([(table, {"tenant": tenant}) for table in nouns])
     counts = [
-        f"{len(rows)} {table.lower()}{'s' if len(rows) > 1 else ''}"
-        for table, rows in zip(tables, found, strict=True)
+        f"{len(rows)} {noun}{'s' if len(rows) > 1 else ''}"
+        for noun, rows in zip(nouns.values(), found, strict=True)
         if rows
     ]
     return ", ".join(counts) or "objects"

@@ -1,0 +1,206 @@
+"""The connection to a Ceph cluster: every wait is bounded, every error is one of ours.
+
+The timeouts given to librados calls are ignored by it (`connect(timeout=)`,
+`mon_command(timeout=)`); what bounds a wait are three settings, made here once. Without them a
+command against a silent monitor waits five minutes, and one against a silent OSD for ever.
+"""
+
+import errno
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import rados
+import rbd
+
+from storvirt.model import ImagePath
+from tenancy.errors import AlreadyExists, BackendUnavailable, NotFound, Refused
+
+DEFAULT_TIMEOUT_S = 10
+# An OSD that died is replaced by another within half a minute; only then is its silence an error.
+OSD_TIMEOUT_S = 40
+
+_UNREACHABLE = (errno.ETIMEDOUT, errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENOTCONN)
+
+
+class CommandFailed(Refused):
+    """Ceph refused a command. `code` is its errno, for callers that know what it means."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Cluster:
+    """One connection to Ceph as virtkit's own user. Get one from `connect`."""
+
+    def __init__(self, handle: Any, conf: str, user: str) -> None:
+        self._rados = handle
+        self.conf = conf
+        self.user = user
+
+    @classmethod
+    def connect(cls, conf: str, user: str, *, timeout_s: int = DEFAULT_TIMEOUT_S) -> Self:
+        """Connect as `client.<user>` with the configuration file `conf`.
+
+        Raises BackendUnavailable if no monitor answers within `timeout_s`, or the file or the
+        user's key is not there.
+        """
+        if not Path(conf).is_file():
+            raise BackendUnavailable(
+                f"Ceph's configuration {conf} is not there. Install it, or name another in "
+                "/etc/virtkit/virtkit.toml, [ceph] conf."
+            )
+        try:
+            handle = rados.Rados(
+                name=f"client.{user}",
+                conffile=conf,
+                conf={
+                    "client_mount_timeout": str(timeout_s),
+                    "rados_mon_op_timeout": str(timeout_s),
+                    "rados_osd_op_timeout": str(OSD_TIMEOUT_S),
+                    # Clones need no link that only virtkit's own user could write: see caps.
+                    "rbd_default_clone_format": "2",
+                    # librados tells the terminal about every slow monitor otherwise.
+                    "log_to_stderr": "false",
+                },
+            )
+            handle.connect()
+        except rados.ObjectNotFound as error:
+            raise BackendUnavailable(
+                f"Ceph knows no key for client.{user} through {conf}. Put its keyring beside it, "
+                "or name another user in /etc/virtkit/virtkit.toml, [ceph] user."
+            ) from error
+        except rados.Error as error:
+            if error.errno is not None and abs(error.errno) not in _UNREACHABLE:
+                raise BackendUnavailable(
+                    f"Ceph refuses client.{user} ({_reason(error)}). Check its key and {conf}."
+                ) from error
+            raise BackendUnavailable(
+                f"no Ceph monitor of {conf} answered within {timeout_s} s. Check that the "
+                "monitors run and can be reached from here."
+            ) from error
+        return cls(handle, conf, user)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._rados.shutdown()
+
+    @property
+    def fsid(self) -> str:
+        return str(self._rados.get_fsid())
+
+    def command(self, prefix: str, **arguments: object) -> Any:
+        """The answer of a monitor command, decoded. Raises CommandFailed."""
+        return json.loads(self.raw_command(prefix, format="json", **arguments) or b"null")
+
+    def raw_command(self, prefix: str, **arguments: object) -> bytes:
+        """The answer of a monitor command as bytes. Raises CommandFailed."""
+        request = json.dumps({"prefix": prefix, **arguments})
+        with translated(prefix):
+            code, answer, status = self._rados.mon_command(request, b"")
+        if abs(code) in _UNREACHABLE:
+            raise BackendUnavailable(f"Ceph's monitors did not answer `{prefix}` in time.")
+        if code:
+            raise CommandFailed(f"Ceph refuses `{prefix}`: {status.strip() or code}.", abs(code))
+        return bytes(answer)
+
+    @contextmanager
+    def pool(self, pool: str, namespace: str = "") -> Iterator[Any]:
+        """An I/O context of `pool` in `namespace`. Raises NotFound if the pool is missing."""
+        try:
+            context = self._rados.open_ioctx(pool)
+        except rados.ObjectNotFound as error:
+            raise NotFound(
+                f"pool {pool} does not exist in Ceph. See `svctl pool list`, "
+                f"or create it: svctl pool create {pool}."
+            ) from error
+        try:
+            context.set_namespace(namespace)
+            # A full pool would otherwise make writers wait without end.
+            context.set_osdmap_full_try()
+            yield context
+        finally:
+            context.close()
+
+    @contextmanager
+    def image(
+        self, path: ImagePath, *, snapshot: str | None = None, read_only: bool = False
+    ) -> Iterator[Any]:
+        """An open image. Raises NotFound."""
+        with (
+            translated(f"image {path}"),
+            self.pool(path.pool, path.namespace) as context,
+            rbd.Image(context, path.name, snapshot, read_only=read_only) as image,
+        ):
+            yield image
+
+    def pool_name(self, pool_id: int) -> str:
+        """The name of the pool with this number."""
+        with translated(f"pool {pool_id}"):
+            return str(self._rados.pool_reverse_lookup(pool_id))
+
+    def object_exists(self, context: Any, name: str) -> bool:
+        """Whether an object is in the pool and namespace of `context`."""
+        try:
+            with translated(f"object {name}"):
+                context.stat(name)
+        except NotFound:
+            return False
+        return True
+
+    def tool(self, program: str, *arguments: str) -> list[str]:
+        """The command line of one of Ceph's own programs for this cluster and user."""
+        return [program, "--conf", self.conf, "--id", self.user, *arguments]
+
+    def monitors(self) -> list[tuple[str, int]]:
+        """Host and port of each monitor, the newer protocol's port if there is one."""
+        found = []
+        for monitor in self.command("mon dump")["mons"]:
+            addresses = {a["type"]: a["addr"] for a in monitor["public_addrs"]["addrvec"]}
+            host, _, port = (addresses.get("v2") or addresses["v1"]).rpartition(":")
+            found.append((host.strip("[]"), int(port)))
+        return found
+
+
+@contextmanager
+def translated(what: str) -> Iterator[None]:
+    """Turn the exceptions of librados and librbd about `what` into virtkit's."""
+    try:
+        yield
+    except (rados.ObjectNotFound, rbd.ImageNotFound) as error:
+        raise NotFound(f"{what} does not exist in Ceph.") from error
+    except (rados.ObjectExists, rbd.ImageExists) as error:
+        raise AlreadyExists(f"{what} exists in Ceph already.") from error
+    except (rados.TimedOut, rbd.Timeout) as error:
+        raise BackendUnavailable(f"{what}: Ceph did not answer in time.") from error
+    except rbd.ImageBusy as error:
+        raise Refused(f"{what} is in use.") from error
+    except rbd.ImageHasSnapshots as error:
+        raise Refused(f"{what} has snapshots.") from error
+    except (rados.NoSpace, rbd.NoSpace, rbd.DiskQuotaExceeded) as error:
+        raise Refused(
+            f"{what}: the pool is full. Free some of it, or add OSDs; see `ceph df`."
+        ) from error
+    except (rados.Error, rbd.Error) as error:
+        code = abs(getattr(error, "errno", None) or 0)
+        if code in _UNREACHABLE:
+            raise BackendUnavailable(f"{what}: Ceph did not answer in time.") from error
+        if code == errno.EDQUOT:
+            raise Refused(f"{what}: the pool's own quota is used up.") from error
+        raise CommandFailed(f"{what}: Ceph says {_reason(error)}.", code) from error
+
+
+def _reason(error: Exception) -> str:
+    code = abs(getattr(error, "errno", None) or 0)
+    return os.strerror(code) if code else str(error)
+
+
+def application_tags(pool: Mapping[str, Any], application: str) -> dict[str, str]:
+    """The tags that a pool of `osd dump` carries for an application."""
+    return dict(pool.get("application_metadata", {}).get(application, {}))

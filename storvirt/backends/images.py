@@ -1,0 +1,232 @@
+"""RBD images: one function for each thing that is done to one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import rbd
+
+from storvirt.backends.cluster import Cluster, translated
+from storvirt.model import ImageName, ImagePath, PoolName, SnapshotName, TenantName
+from tenancy.errors import NotFound, Refused
+
+# Image metadata that says whose an image is; stock tools show and keep it (`rbd image-meta list`).
+OWNER = "virtkit.image"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageFacts:
+    """What Ceph says of an image. `users` are the addresses of the clients that have it open."""
+
+    size_bytes: int
+    id: str
+    data_prefix: str
+    parent: str | None
+    overlap_bytes: int
+    users: tuple[str, ...]
+    lock_owner: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FirstObject:
+    """The object that a guest reads first, and the image that it belongs to."""
+
+    image: ImagePath
+    pool: PoolName
+    namespace: str
+    name: str
+
+
+def create(cluster: Cluster, path: ImagePath, size_bytes: int) -> None:
+    with translated(f"image {path}"), cluster.pool(path.pool, path.namespace) as context:
+        rbd.RBD().create(context, path.name, size_bytes, old_format=False)
+
+
+def clone(cluster: Cluster, parent: ImagePath, snapshot: SnapshotName, child: ImagePath) -> None:
+    """Make `child` from a snapshot; nothing is copied until it is written (clone v2)."""
+    with (
+        translated(f"image {parent}@{snapshot}"),
+        cluster.pool(parent.pool, parent.namespace) as source,
+        cluster.pool(child.pool, child.namespace) as target,
+    ):
+        rbd.RBD().clone(source, parent.name, snapshot, target, child.name)
+
+
+def exists(cluster: Cluster, path: ImagePath) -> bool:
+    with translated(f"image {path}"), cluster.pool(path.pool, path.namespace) as context:
+        return path.name in rbd.RBD().list(context)
+
+
+def rename(cluster: Cluster, path: ImagePath, name: str) -> None:
+    """Give the image another name in its namespace. Raises AlreadyExists."""
+    with translated(f"image {name}"), cluster.pool(path.pool, path.namespace) as context:
+        rbd.RBD().rename(context, path.name, name)
+
+
+def remove(cluster: Cluster, path: ImagePath) -> None:
+    """Delete the image with its data, if it is there; also one that was removed half-way.
+
+    Raises Refused while it is open somewhere or has snapshots.
+    """
+    with translated(f"image {path}"), cluster.pool(path.pool, path.namespace) as context:
+        try:
+            rbd.RBD().remove(context, path.name)
+        except rbd.ImageNotFound:
+            return
+        except rbd.ImageBusy as error:
+            raise Refused(
+                f"image {path} is open{_by(_users_of(cluster, path))}. Stop its guest; a client "
+                "that died is forgotten after 30 s."
+            ) from error
+
+
+def resize(cluster: Cluster, path: ImagePath, size_bytes: int) -> None:
+    with cluster.image(path) as image:
+        if image.size() != size_bytes:
+            image.resize(size_bytes, allow_shrink=True)
+
+
+def set_note(cluster: Cluster, path: ImagePath, key: str, value: str) -> None:
+    """Keep a note in the image's metadata."""
+    with cluster.image(path) as image:
+        image.metadata_set(key, value)
+
+
+def note(cluster: Cluster, path: ImagePath, key: str) -> str | None:
+    """The note under `key`, or None; also if there is no such image."""
+    with cluster.pool(path.pool, path.namespace) as context, translated(f"image {path}"):
+        try:
+            with rbd.Image(context, path.name, read_only=True) as image:
+                return str(image.metadata_get(key))
+        except (rbd.ImageNotFound, KeyError):
+            return None
+
+
+def describe(cluster: Cluster, path: ImagePath) -> ImageFacts:
+    """The image as Ceph has it. Raises NotFound."""
+    with cluster.image(path, read_only=True) as image:
+        owners = list(image.lock_get_owners())
+        parent = _parent(image)
+        return ImageFacts(
+            size_bytes=image.size(),
+            id=image.id(),
+            data_prefix=image.block_name_prefix(),
+            parent=f"{parent[0]}@{parent[1]}" if parent else None,
+            overlap_bytes=image.overlap() if parent else 0,
+            users=_others(image),
+            lock_owner=owners[0]["owner"] if owners else None,
+        )
+
+
+def users(cluster: Cluster, path: ImagePath) -> tuple[str, ...]:
+    """The addresses of the clients that have the image open for writing."""
+    with cluster.image(path, read_only=True) as image:
+        return _others(image)
+
+
+def break_lock(cluster: Cluster, path: ImagePath) -> str | None:
+    """Take the exclusive lock from its owner and return who that was; None if nobody had it.
+
+    librbd blocklists the owner first, so that what it still sends can no longer be written.
+    """
+    with cluster.image(path) as image:
+        owners = list(image.lock_get_owners())
+        if not owners:
+            return None
+        image.lock_break(rbd.RBD_LOCK_MODE_EXCLUSIVE, owners[0]["owner"])
+        return str(owners[0]["owner"])
+
+
+def first_object(cluster: Cluster, path: ImagePath) -> FirstObject:
+    """Where reads of the first bytes go: to a clone's parent until the clone has its own copy.
+
+    Costs one small request to an OSD for each generation, none to a monitor.
+    """
+    while True:
+        with cluster.image(path, read_only=True) as image:
+            first = FirstObject(
+                image=path,
+                pool=_data_pool(cluster, image, path),
+                namespace=path.namespace,
+                name=f"{image.block_name_prefix()}.{0:016x}",
+            )
+            parent = _parent(image)
+            if parent is None or not image.overlap() or _object_exists(cluster, first):
+                return first
+            path = parent[0]
+
+
+# Snapshots
+
+
+def create_snapshot(cluster: Cluster, path: ImagePath, snapshot: SnapshotName) -> None:
+    """Take a snapshot, unless there is one of that name."""
+    with cluster.image(path) as image:
+        if snapshot not in {found["name"] for found in image.list_snaps()}:
+            image.create_snap(snapshot)
+
+
+def snapshots(cluster: Cluster, path: ImagePath) -> Sequence[str]:
+    """The names of the image's snapshots; none if the image is gone."""
+    try:
+        with cluster.image(path, read_only=True) as image:
+            return sorted(str(found["name"]) for found in image.list_snaps())
+    except NotFound:
+        return []
+
+
+def protect_snapshot(
+    cluster: Cluster, path: ImagePath, snapshot: SnapshotName, protect: bool
+) -> None:
+    """Make Ceph itself refuse to delete the snapshot, or let it again."""
+    with cluster.image(path) as image:
+        if image.is_protected_snap(snapshot) != protect:
+            (image.protect_snap if protect else image.unprotect_snap)(snapshot)
+
+
+def remove_snapshot(cluster: Cluster, path: ImagePath, snapshot: SnapshotName) -> None:
+    """Delete a snapshot, if it is there."""
+    with cluster.image(path) as image:
+        if snapshot in {found["name"] for found in image.list_snaps()}:
+            image.remove_snap(snapshot)
+
+
+def _parent(image: rbd.Image) -> tuple[ImagePath, str] | None:
+    try:
+        spec = image.get_parent_image_spec()
+    except rbd.ImageNotFound:
+        return None
+    path = ImagePath(
+        pool=PoolName(spec["pool_name"]),
+        namespace=TenantName(spec["pool_namespace"]),
+        name=ImageName(spec["image_name"]),
+    )
+    return path, spec["snap_name"]
+
+
+def _data_pool(cluster: Cluster, image: rbd.Image, path: ImagePath) -> PoolName:
+    data_pool = image.data_pool_id()
+    with cluster.pool(path.pool) as context:
+        if data_pool in (-1, context.get_pool_id()):
+            return path.pool
+    return PoolName(cluster.pool_name(data_pool))
+
+
+def _object_exists(cluster: Cluster, first: FirstObject) -> bool:
+    with cluster.pool(first.pool, first.namespace) as context:
+        return cluster.object_exists(context, first.name)
+
+
+def _users_of(cluster: Cluster, path: ImagePath) -> tuple[str, ...]:
+    try:
+        return users(cluster, path)
+    except Refused:
+        return ()
+
+
+def _others(image: rbd.Image) -> tuple[str, ...]:
+    # A read-only handle does not watch, so what is found is always somebody else.
+    return tuple(sorted(str(watcher["addr"]) for watcher in image.watchers_list()))
+
+
+def _by(found: tuple[str, ...]) -> str:
+    return f" on {', '.join(found)}" if found else ""

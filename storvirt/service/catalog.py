@@ -1,0 +1,248 @@
+"""Finding what the fabric database promises, as rows to act upon and as records to show."""
+
+from dataclasses import dataclass
+from uuid import UUID
+
+from storvirt.model import (
+    Image,
+    ImageName,
+    Namespace,
+    Pool,
+    PoolName,
+    Snapshot,
+    SnapshotName,
+    SnapshotRef,
+    State,
+    TenantName,
+)
+from tenancy import service as tenants
+from tenancy.backends.codec import Row
+from tenancy.backends.fabric import Fabric
+from tenancy.errors import InvalidRequest, NotFound, Refused
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamespaceEntry:
+    """A namespace's row, with its tenant's."""
+
+    row: Row
+    tenant: Row
+    record: Namespace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageEntry:
+    """An image's row, with its tenant's id."""
+
+    row: Row
+    tenant: UUID
+    record: Image
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotEntry:
+    """A snapshot's row, with the image it is of."""
+
+    row: Row
+    image: ImageEntry
+    record: Snapshot
+
+
+# Pools
+
+
+def pool(fabric: Fabric, name: PoolName) -> Row:
+    """The row of a pool. Raises NotFound."""
+    row = fabric.find("StoragePool", name=name)
+    if row is None:
+        raise NotFound(
+            f"pool {name} is not known here. See `svctl pool list`, "
+            f"or create it: svctl pool create {name}."
+        )
+    return row
+
+
+def pools(fabric: Fabric) -> list[Pool]:
+    """All pools, by name."""
+    return sorted(map(pool_record, fabric.select("StoragePool")), key=lambda pool: pool.name)
+
+
+def pool_record(row: Row) -> Pool:
+    return Pool(name=PoolName(row["name"]), state=State(row["state"]), adopted=row["adopted"])
+
+
+# Namespaces
+
+
+def namespaces(fabric: Fabric, tenant: str | None = None) -> list[NamespaceEntry]:
+    """All namespaces, or one tenant's, by tenant and pool. Raises NotFound for the tenant."""
+    wanted = {} if tenant is None else {"tenant": tenants.find(fabric, tenant).id}
+    rows, pool_rows, tenant_rows = fabric.select_many(
+        [("StorageNamespace", wanted), ("StoragePool", {}), ("Tenant", {})]
+    )
+    pool_of = {row.id: row for row in pool_rows}
+    tenant_of = {row.id: row for row in tenant_rows}
+    entries = [
+        NamespaceEntry(
+            row=row,
+            tenant=tenant_of[row["tenant"]],
+            record=Namespace(
+                tenant=TenantName(tenant_of[row["tenant"]]["name"]),
+                pool=PoolName(pool_of[row["pool"]]["name"]),
+                state=State(row["state"]),
+            ),
+        )
+        for row in rows
+    ]
+    return sorted(entries, key=lambda entry: (entry.record.tenant, entry.record.pool))
+
+
+def namespace(fabric: Fabric, tenant: str, pool: PoolName | None) -> NamespaceEntry:
+    """The namespace that a request means: in `pool`, or the tenant's only one. It is ready."""
+    found = namespaces(fabric, tenant)
+    if pool is not None:
+        found = [entry for entry in found if entry.record.pool == pool]
+    if not found:
+        where = f"in pool {pool}" if pool else "in any pool"
+        raise Refused(
+            f"tenant {tenant} has no namespace {where}. "
+            f"Create it: svctl namespace create {tenant} --pool {pool or 'POOL'}."
+        )
+    if len(found) > 1:
+        names = ", ".join(entry.record.pool for entry in found)
+        raise InvalidRequest(f"tenant {tenant} has namespaces in {names}. Choose one with --pool.")
+    (entry,) = found
+    if entry.record.state is not State.READY:
+        raise Refused(
+            f"the namespace of tenant {tenant} in pool {entry.record.pool} is "
+            f"{entry.record.state}. Finish that first: run the command that began it again."
+        )
+    return entry
+
+
+# Images
+
+
+def images(fabric: Fabric, tenant: str | None = None) -> list[ImageEntry]:
+    """All images, or one tenant's, by tenant and name. Raises NotFound for the tenant."""
+    wanted = {} if tenant is None else {"tenant": tenants.find(fabric, tenant).id}
+    rows, all_rows, snapshot_rows = fabric.select_many(
+        [("Image", wanted), ("Image", {}), ("Snapshot", {})]
+    )
+    spaces = {entry.row.id: entry.record for entry in namespaces(fabric, tenant)}
+    image_name = {row.id: row["name"] for row in all_rows}
+    snapshot_of = {row.id: f"{image_name[row['image']]}@{row['name']}" for row in snapshot_rows}
+    entries = [
+        _image_entry(row, spaces[row["namespace"]], snapshot_of.get(row["parent"]))
+        for row in rows
+        # A namespace that was made between the two reads.
+        if row["namespace"] in spaces
+    ]
+    return sorted(entries, key=lambda entry: (entry.record.tenant, entry.record.name))
+
+
+def find_image(fabric: Fabric, tenant: str, name: ImageName) -> ImageEntry | None:
+    """A tenant's image, if there is one. Raises NotFound for the tenant."""
+    owner = tenants.find(fabric, tenant)
+    row = fabric.find("Image", tenant=owner.id, name=name)
+    if row is None:
+        return None
+    space, snapshot = fabric.select_many(
+        [("StorageNamespace", {"id": row["namespace"]}), _by_id("Snapshot", row["parent"])]
+    )
+    pool, parent = fabric.select_many(
+        [
+            ("StoragePool", {"id": space[0]["pool"]}),
+            _by_id("Image", snapshot[0]["image"] if snapshot else None),
+        ]
+    )
+    record = Namespace(
+        tenant=TenantName(tenant),
+        pool=PoolName(pool[0]["name"]),
+        state=State(space[0]["state"]),
+    )
+    return _image_entry(
+        row, record, f"{parent[0]['name']}@{snapshot[0]['name']}" if parent else None
+    )
+
+
+def image(fabric: Fabric, tenant: str, name: ImageName) -> ImageEntry:
+    """A tenant's image, in whatever state. Raises NotFound."""
+    entry = find_image(fabric, tenant, name)
+    if entry is None:
+        raise NotFound(
+            f"tenant {tenant} has no image {name}. See `svctl image list --tenant {tenant}`."
+        )
+    return entry
+
+
+def ready_image(fabric: Fabric, tenant: str, name: ImageName) -> ImageEntry:
+    """A tenant's image that can be used. Raises NotFound or Refused."""
+    entry = image(fabric, tenant, name)
+    if entry.record.state is State.CREATING:
+        raise Refused(
+            f"image {name} is not complete. Run the command that began it again to finish it, "
+            f"or give it up: svctl image delete {name} --tenant {tenant}."
+        )
+    if entry.record.state is State.DELETING:
+        raise Refused(
+            f"image {name} is being deleted. "
+            f"Finish that: svctl image delete {name} --tenant {tenant}."
+        )
+    return entry
+
+
+# Snapshots
+
+
+def snapshots(fabric: Fabric, image: ImageEntry) -> list[SnapshotEntry]:
+    """The snapshots of an image, by name."""
+    entries = [_snapshot_entry(row, image) for row in fabric.select("Snapshot", image=image.row.id)]
+    return sorted(entries, key=lambda entry: entry.record.name)
+
+
+def snapshot(fabric: Fabric, tenant: str, ref: SnapshotRef) -> SnapshotEntry:
+    """A snapshot, in whatever state. Raises NotFound."""
+    of = image(fabric, tenant, ref.image)
+    row = fabric.find("Snapshot", image=of.row.id, name=ref.snapshot)
+    if row is None:
+        raise NotFound(
+            f"image {ref.image} has no snapshot {ref.snapshot}. "
+            f"See `svctl snapshot list {ref.image} --tenant {tenant}`."
+        )
+    return _snapshot_entry(row, of)
+
+
+def _image_entry(row: Row, space: Namespace, parent: str | None) -> ImageEntry:
+    return ImageEntry(
+        row=row,
+        tenant=row["tenant"],
+        record=Image(
+            tenant=space.tenant,
+            pool=space.pool,
+            name=ImageName(row["name"]),
+            size_bytes=row["size_bytes"],
+            state=State(row["state"]),
+            parent=parent,
+            source=row["source"],
+        ),
+    )
+
+
+def _snapshot_entry(row: Row, image: ImageEntry) -> SnapshotEntry:
+    return SnapshotEntry(
+        row=row,
+        image=image,
+        record=Snapshot(
+            image=image.record.name,
+            name=SnapshotName(row["name"]),
+            size_bytes=row["size_bytes"],
+            state=State(row["state"]),
+            protected=row["protected"],
+        ),
+    )
+
+
+def _by_id(table: str, key: UUID | None) -> tuple[str, dict[str, UUID]]:
+    # No row has the nil UUID, so an absent reference selects nothing.
+    return table, {"id": key or UUID(int=0)}

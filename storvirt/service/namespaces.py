@@ -1,0 +1,125 @@
+"""A tenant's place in Ceph: an RBD namespace in a pool, and the key that reaches it alone."""
+
+from storvirt import caps
+from storvirt.backends import keys, namespaces, pools
+from storvirt.backends.cluster import Cluster
+from storvirt.model import Namespace, PoolName, State, TenantName
+from storvirt.service import catalog
+from storvirt.service.catalog import NamespaceEntry
+from tenancy import service as tenants
+from tenancy.backends.fabric import Fabric
+from tenancy.backends.transaction import Transaction, UniqueViolation
+from tenancy.errors import AlreadyExists, NotFound, Refused
+
+
+def create(fabric: Fabric, cluster: Cluster, tenant: str, pool: PoolName) -> Namespace:
+    """The tenant's namespace in `pool`, with its key's caps extended to it."""
+    entry = _find(fabric, tenant, pool)
+    if entry is None:
+        _refuse_foreign(cluster, tenant, pool)
+        _record(fabric, tenant, pool)
+        entry = _get(fabric, tenant, pool)
+    elif entry.record.state is not State.CREATING:
+        raise AlreadyExists(
+            f"the namespace of tenant {tenant} in pool {pool} is {entry.record.state} already."
+        )
+    namespaces.create(cluster, pool, entry.record.tenant)
+    _set_caps(fabric, cluster, entry.record.tenant, and_in=pool)
+    transaction = fabric.transaction()
+    transaction.update(entry.row, {"state": State.READY})
+    transaction.guard(entry.row, "state")
+    transaction.commit()
+    return _get(fabric, tenant, pool).record
+
+
+def list_all(fabric: Fabric, tenant: str | None = None) -> list[Namespace]:
+    """All namespaces, or one tenant's."""
+    return [entry.record for entry in catalog.namespaces(fabric, tenant)]
+
+
+def delete(fabric: Fabric, cluster: Cluster, tenant: str, pool: PoolName) -> None:
+    """Take the tenant's empty namespace away: first what its key may do, then the namespace."""
+    entry = _get(fabric, tenant, pool)
+    foreign = namespaces.images(cluster, pool, entry.record.tenant)
+
+    def build(transaction: Transaction) -> None:
+        held = fabric.select("Image", namespace=entry.row.id)
+        found = sorted(row["name"] for row in held) or foreign
+        if found:
+            raise Refused(
+                f"the namespace of tenant {tenant} in pool {pool} still holds images: "
+                f"{', '.join(found[:5])}{' and more' if len(found) > 5 else ''}. "
+                f"Delete them first{'' if held else ' with `rbd rm`: they are not virtkit’s'}."
+            )
+        transaction.require_none("Image", namespace=entry.row.id)
+        transaction.update(entry.row, {"state": State.DELETING})
+
+    fabric.change(build)
+    _set_caps(fabric, cluster, entry.record.tenant)
+    namespaces.delete(cluster, pool, entry.record.tenant)
+    transaction = fabric.transaction()
+    transaction.delete(entry.row)
+    transaction.commit()
+
+
+def _record(fabric: Fabric, tenant: str, pool: PoolName) -> None:
+    def build(transaction: Transaction) -> None:
+        owner, row = tenants.find(fabric, tenant), catalog.pool(fabric, pool)
+        if row["state"] != State.READY:
+            raise Refused(f"pool {pool} is {row['state']}. See `svctl pool list`.")
+        transaction.guard(row, "state")
+        transaction.insert(
+            "StorageNamespace", {"tenant": owner.id, "pool": row.id, "state": State.CREATING}
+        )
+
+    try:
+        fabric.change(build)
+    except UniqueViolation as error:
+        raise AlreadyExists(
+            f"the namespace of tenant {tenant} in pool {pool} is being created by somebody else."
+        ) from error
+
+
+def _set_caps(
+    fabric: Fabric, cluster: Cluster, tenant: TenantName, *, and_in: PoolName | None = None
+) -> None:
+    """Give the tenant's key what its ready namespaces, and the one in `and_in`, ask for."""
+    held = {
+        entry.record.pool
+        for entry in catalog.namespaces(fabric, tenant)
+        if entry.record.state is State.READY or entry.record.pool == and_in
+    }
+    if held:
+        keys.ensure(cluster, caps.entity(tenant), caps.for_tenant(tenant, held))
+    else:
+        keys.delete(cluster, caps.entity(tenant))
+
+
+def _refuse_foreign(cluster: Cluster, tenant: str, pool: PoolName) -> None:
+    facts = pools.describe(cluster, pool)
+    if facts.tier_of:
+        raise Refused(
+            f"pool {pool} is the cache of {facts.tier_of}, and holds nothing for long. "
+            f"Create the namespace there: svctl namespace create {tenant} --pool {facts.tier_of}."
+        )
+    found = namespaces.images(cluster, pool, TenantName(tenant))
+    if found:
+        raise Refused(
+            f"pool {pool} has a namespace {tenant} with images that are not virtkit's "
+            f"({', '.join(found[:3])}). Move them away, or choose another tenant name."
+        )
+
+
+def _find(fabric: Fabric, tenant: str, pool: PoolName) -> NamespaceEntry | None:
+    catalog.pool(fabric, pool)
+    for entry in catalog.namespaces(fabric, tenant):
+        if entry.record.pool == pool:
+            return entry
+    return None
+
+
+def _get(fabric: Fabric, tenant: str, pool: PoolName) -> NamespaceEntry:
+    entry = _find(fabric, tenant, pool)
+    if entry is None:
+        raise NotFound(f"tenant {tenant} has no namespace in pool {pool}.")
+    return entry
