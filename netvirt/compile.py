@@ -66,8 +66,7 @@ def base(tunnels: Mapping[Overlay, int]) -> Iterator[Flow]:
             yield _flow(table, 0, (), _drop(table.miss))
         elif table.miss is not None:
             yield _flow(table, 0, (), (Goto(table.miss.id),))
-    for reason in t.Reason:
-        yield _flow(t.DROP, 1, (Condition(f.REASON, reason),), ())
+    yield from drop_counters().values()
 
     for ofport in tunnels.values():
         mark = SetField(f.FLAGS, f.FROM_TUNNEL)
@@ -87,6 +86,11 @@ def base(tunnels: Mapping[Overlay, int]) -> Iterator[Flow]:
     yield _flow(t.ARP, 20, (IS_ARP, Condition(f.ARP_OP, 1)), _drop(t.Reason.ARP_UNKNOWN))
     yield _flow(t.L2, 50, (Condition(f.ETH_DST, GROUP_BIT, GROUP_BIT),), (Goto(t.FLOOD.id),))
     yield _flow(t.OUTPUT, 1, (), (OutputTo(f.OUTPUT),))
+
+
+def drop_counters() -> dict[t.Reason, Flow]:
+    """The flow that drops for each reason; what it counts is the number of drops."""
+    return {reason: _flow(t.DROP, 1, (Condition(f.REASON, reason),), ()) for reason in t.Reason}
 
 
 def network(

@@ -1,0 +1,271 @@
+"""The node agent's loop: take in, decide, act, acknowledge, sleep until something happens.
+
+Three inputs (rows of the fabric database, the local switch's interfaces, packets that were
+punted), two outputs (bundles of flows, transactions). Everything that decides is elsewhere and
+pure. The loop is level-triggered: it compares wanted with found, so that a step that failed or
+was interrupted is simply taken again, and an agent that starts beside a working switch finds
+nothing to do.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import ovs.poller
+import structlog
+
+from netvirt.agent import bindings, interest
+from netvirt.agent.dhcp_server import DhcpServer
+from netvirt.agent.knowledge import Knowledge
+from netvirt.agent.programmer import Programmer
+from netvirt.agent.topology import Topology
+from netvirt.backends import links
+from netvirt.backends.openflow import DEFAULT_RUN_DIR, Switch
+from netvirt.backends.openflow_events import PacketIn
+from netvirt.backends.vswitch import DEFAULT_REMOTE, Bridge, VSwitch
+from netvirt.model import Overlay, PortId
+from netvirt.rows import AGENT_COLUMNS
+from netvirt.service.hosts import HEARTBEAT_S
+from tenancy.backends.codec import Row
+from tenancy.backends.watch import Delete, FabricWatch, Insert, Update, Write
+from tenancy.errors import VirtkitError
+
+log = structlog.get_logger()
+
+TUNNEL_NAMES = {Overlay.VXLAN: "vk-vxlan", Overlay.GRE: "vk-gre"}
+# The longest the loop sleeps when nothing happens: the heartbeat, with some room.
+IDLE_MS = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentConfig:
+    """What an agent is told at its start; it reads nothing else from its surroundings."""
+
+    db: str
+    host_name: str
+    tunnel_ip: IPv4Address
+    datapath_type: str
+    crush_host: str | None = None
+    version: str = ""
+    bridge: str = "br-int"
+    ovs_run_dir: Path = DEFAULT_RUN_DIR
+    ovs_remote: str = DEFAULT_REMOTE
+    run_dir: Path = Path("/run/virtkit")
+
+
+class Agent:
+    """One host's agent. `run` is the loop; everything else is a step of it."""
+
+    def __init__(self, config: AgentConfig) -> None:
+        self._config = config
+        self._bridge = Bridge(
+            name=config.bridge,
+            datapath_type=config.datapath_type,
+            tunnels=tuple((TUNNEL_NAMES[overlay], str(overlay)) for overlay in Overlay),
+        )
+        self._watch = FabricWatch(config.db, AGENT_COLUMNS)
+        self._watch.set_interest_in_all("Fabric")
+        self._watch.set_interest("Host", [("name", config.host_name)])
+        self._watch.set_interest("Binding", [("host", config.host_name)])
+        self._vswitch = VSwitch(config.ovs_remote, config.bridge)
+        self._switch = Switch(config.bridge, config.ovs_run_dir)
+        self._knowledge = Knowledge(config.host_name)
+        self._topology = Topology()
+        self._programmer = Programmer(self._switch, self._topology)
+        self._dhcp = DhcpServer(self._knowledge, self._switch)
+        self._interfaces_seen: object = None
+        self._bridge_ready = False
+        self._unexamined: set[PortId] = set()
+        self._acknowledged = -1
+        self._heartbeat_due = 0.0
+        self._ready_file = config.run_dir / "agent.ready"
+        self._ready = False
+
+    def run(self, stopped: Callable[[], bool], wake_fd: int) -> None:
+        """Run until `stopped`; a byte on `wake_fd` makes the loop look."""
+        self._ready_file.parent.mkdir(parents=True, exist_ok=True)
+        self._ready_file.unlink(missing_ok=True)
+        log.info("starting", host=self._config.host_name, db=self._config.db)
+        try:
+            while not stopped():
+                self.step()
+                poller = ovs.poller.Poller()
+                self._watch.wait(poller)
+                self._vswitch.wait(poller)
+                self._switch.wait(poller)
+                poller.fd_wait(wake_fd, ovs.poller.POLLIN)
+                poller.timer_wait(IDLE_MS)
+                poller.block()
+        finally:
+            self._ready_file.unlink(missing_ok=True)
+            self._watch.close()
+            self._vswitch.close()
+            self._switch.close()
+            log.info("stopped; flows stay", flow_mods_sent=self._switch.flow_mods_sent)
+
+    def step(self) -> None:
+        """One turn of the loop. Never blocks."""
+        if self._take_in():
+            self._ask_for_rows()
+            self._fit_mtu()
+        self._programmer.step(hold=not self._may_program)
+        self._write_rows()
+        self._tell_ready()
+
+    # Taking in
+
+    def _take_in(self) -> bool:
+        """Take in what has arrived; True if it concerns anything but packets."""
+        rows = self._watch.run()
+        for table, row_id in rows:
+            self._knowledge.set_row(table, row_id, self._watch.row(table, row_id))
+        if self._vswitch.run() or not self._bridge_ready:
+            self._bridge_ready = self._vswitch.ensure_bridge(self._bridge)
+        for event in self._switch.run():
+            if isinstance(event, PacketIn):
+                self._dhcp.receive(event)
+            else:
+                self._programmer.receive(event)
+
+        interfaces = self._vswitch.interfaces()
+        new_interfaces = self._vswitch.connected and interfaces is not self._interfaces_seen
+        if new_interfaces:
+            self._interfaces_seen = interfaces
+            self._knowledge.set_interfaces(interfaces)
+            self._topology.set_tunnels(
+                {
+                    overlay: interfaces[name].ofport or 0
+                    for overlay, name in TUNNEL_NAMES.items()
+                    if name in interfaces and interfaces[name].ofport
+                }
+            )
+
+        networks, ports = self._knowledge.refresh()
+        for network in networks:
+            self._topology.set_network(network, self._knowledge.networks.get(network))
+        for port in ports:
+            found = self._knowledge.ports.get(port)
+            self._topology.set_port(port, found, self._knowledge.location(port))
+        self._unexamined |= ports
+        return bool(rows) or new_interfaces
+
+    def _ask_for_rows(self) -> None:
+        wanted = interest.clauses(
+            self._config.host_name,
+            self._knowledge.interfaces.keys(),
+            self._knowledge.held_networks(),
+            self._knowledge.remote_hosts(),
+        )
+        for table, clauses in wanted.items():
+            self._watch.set_interest(table, clauses)
+
+    # Acting
+
+    @property
+    def _may_program(self) -> bool:
+        """Whether what we know is whole: programming from half of it would remove flows.
+
+        Without the database, what was last known stands; at the start, nothing is known yet.
+        """
+        if not self._vswitch.connected or not self._bridge_ready:
+            return False
+        return self._watch.settled or (self._ready and not self._watch.connected)
+
+    def _fit_mtu(self) -> None:
+        """Give the host's end of every port its network's MTU; a tap's guest sees it as well."""
+        for port, interface in self._knowledge.interfaces.items():
+            known = self._knowledge.ports.get(port)
+            network = self._knowledge.networks.get(known.network) if known else None
+            if network is not None and interface.mtu not in (None, network.mtu_bytes):
+                self._vswitch.ensure_mtu(interface.name, network.mtu_bytes)
+
+    def _write_rows(self) -> None:
+        if not self._watch.settled or self._watch.writing or not self._switch.connected:
+            return
+        if time.monotonic() < self._watch.write_not_before:
+            return
+        writes = self._binding_writes()
+        own_row = self._own_row()
+        report = self._host_report(own_row)
+        if own_row is None:
+            writes.append(Insert("Host", report))
+        elif report:
+            writes.append(Update(own_row, report))
+        if writes:
+            self._watch.write(writes)
+
+    def _binding_writes(self) -> list[Write]:
+        knowledge = self._knowledge
+        present = {
+            port: knowledge.ports[port].network
+            for port in knowledge.interfaces
+            if port in knowledge.ports
+        }
+        claims, withdrawn = bindings.decide(
+            self._config.host_name, present, knowledge.bindings, self._unexamined
+        )
+        self._unexamined = {claim.port for claim in claims}
+        writes: list[Write] = []
+        for claim in claims:
+            log.info("claiming port", port=str(claim.port), claim=claim.number)
+            columns = {"port": claim.port, "network": claim.network, "claim": claim.number}
+            writes.append(
+                Insert("Binding", {**columns, "host": self._config.host_name, "active": True})
+            )
+        for binding in withdrawn:
+            row = self._watch.row("Binding", binding)
+            if row is not None:
+                log.info("withdrawing from port", port=str(row["port"]))
+                self._unexamined.add(PortId(row["port"]))
+                writes.append(Delete(row))
+        return writes
+
+    def _own_row(self) -> Row | None:
+        rows = (row for row in self._watch.rows("Host") if row["name"] == self._config.host_name)
+        return next(rows, None)
+
+    def _host_report(self, own: Row | None) -> dict[str, object]:
+        """What differs between the host's row and what should be there."""
+        report: dict[str, object] = {}
+        now = time.monotonic()
+        if now >= self._heartbeat_due or own is None:
+            self._heartbeat_due = now + HEARTBEAT_S
+            wanted: dict[str, object] = {
+                "name": self._config.host_name,
+                "tunnel_ip": str(self._config.tunnel_ip),
+                "overlays": frozenset(map(str, Overlay)),
+                "underlay_mtu": self._underlay_mtu(),
+                "crush_host": self._config.crush_host,
+                "version": self._config.version,
+            }
+            report = {k: v for k, v in wanted.items() if own is None or own[k] != v}
+            report["heartbeat"] = int(time.time())
+        caught_up = self._programmer.idle and not self._unexamined
+        if caught_up and self._knowledge.cfg != (own["cfg"] if own else None):
+            report["cfg"] = self._knowledge.cfg
+        return report
+
+    def _underlay_mtu(self) -> int | None:
+        try:
+            return links.underlay_mtu(self._config.tunnel_ip)[1]
+        except VirtkitError as error:
+            log.warning("underlay not found", reason=str(error))
+            return None
+
+    def _tell_ready(self) -> None:
+        if self._ready or not (self._programmer.idle and self._may_program):
+            return
+        self._ready = True
+        state = {
+            "pid": os.getpid(),
+            "flows": len(self._topology.wanted),
+            "flow_mods_sent": self._switch.flow_mods_sent,
+        }
+        fresh = self._ready_file.with_suffix(".new")
+        fresh.write_text(json.dumps(state) + "\n")
+        fresh.rename(self._ready_file)
+        log.info("ready", **state)

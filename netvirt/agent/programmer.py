@@ -1,0 +1,118 @@
+"""Keeping the switch's flows equal to the topology's: which bundle to send when.
+
+The installed side is known by cookies alone, since a cookie is a digest of its flow. A new
+connection means that nothing is known: all cookies are read and compared once; from then on only
+differences are.
+"""
+
+import time
+from enum import Enum
+
+import structlog
+
+from netvirt.agent.topology import Topology
+from netvirt.backends.openflow import Switch
+from netvirt.backends.openflow_events import (
+    Applied,
+    ApplyFailed,
+    Connected,
+    Disconnected,
+    Event,
+    FlowsListed,
+    MetersEnsured,
+    MetersFailed,
+)
+from netvirt.diff import difference
+from netvirt.pipeline.flow import Flow, FlowChanges
+from netvirt.pipeline.tables import METERS
+
+log = structlog.get_logger()
+
+# How long to wait before a switch that refused a bundle is read and tried again.
+REFUSED_PAUSE_S = 1.0
+
+
+class Stage(Enum):
+    """How much is known of the switch."""
+
+    UNKNOWN = 1
+    LISTED = 2
+    FOLLOWING = 3
+
+
+class Programmer:
+    """Brings `topology.wanted` into the switch, one atomic bundle at a time."""
+
+    def __init__(self, switch: Switch, topology: Topology) -> None:
+        self._switch = switch
+        self._topology = topology
+        self._stage = Stage.UNKNOWN
+        self._installed: set[int] = set()
+        # What has changed in the topology and is not in a bundle yet: cookie to flow, or to None.
+        self._pending: dict[int, Flow | None] = {}
+        self._in_flight: tuple[int, FlowChanges] | None = None
+        self._not_before = 0.0
+
+    @property
+    def idle(self) -> bool:
+        """Whether the switch has everything that the topology wants."""
+        nothing_to_do = not self._pending and self._in_flight is None and self._topology.clean
+        return self._stage is Stage.FOLLOWING and nothing_to_do
+
+    def receive(self, event: Event) -> None:
+        match event:
+            case Connected():
+                # Meters first: a flow that names a meter that is not there is refused.
+                self._forget()
+                self._switch.ensure_meters(METERS)
+            case Disconnected(reason):
+                log.warning("switch lost", reason=reason)
+                self._forget()
+            case MetersEnsured():
+                self._switch.request_flows()
+            case MetersFailed(reason):
+                log.error("meters refused", reason=reason)
+                self._switch.request_flows()
+            case FlowsListed(flows):
+                self._installed = {flow.cookie for flow in flows}
+                self._stage = Stage.LISTED
+            case Applied(bundle) if self._in_flight and self._in_flight[0] == bundle:
+                changes = self._in_flight[1]
+                self._installed |= {flow.cookie for flow in changes.add}
+                self._installed -= set(changes.delete)
+                self._in_flight = None
+            case ApplyFailed(bundle, reason) if self._in_flight and self._in_flight[0] == bundle:
+                log.error("bundle refused", reason=reason)
+                self._not_before = time.monotonic() + REFUSED_PAUSE_S
+                self._forget()
+                self._switch.request_flows()
+            case _:
+                pass
+
+    def step(self, *, hold: bool) -> None:
+        """Send what differs, unless told to hold or a bundle is still under way."""
+        if hold:
+            return
+        changes = self._topology.changes()
+        self._pending |= {flow.cookie: flow for flow in changes.add}
+        self._pending |= dict.fromkeys(changes.delete)
+        if self._stage is Stage.UNKNOWN or self._in_flight is not None:
+            return
+        if time.monotonic() < self._not_before:
+            return
+        if self._stage is Stage.LISTED:
+            bundle = difference(self._topology.wanted, self._installed)
+            self._stage = Stage.FOLLOWING
+        else:
+            wanted = {cookie: flow for cookie, flow in self._pending.items() if flow is not None}
+            concerned = self._installed & self._pending.keys()
+            bundle = difference(wanted, concerned)
+        self._pending.clear()
+        if bundle:
+            self._in_flight = (self._switch.apply(bundle), bundle)
+            log.debug("bundle sent", add=len(bundle.add), delete=len(bundle.delete))
+
+    def _forget(self) -> None:
+        self._stage = Stage.UNKNOWN
+        self._installed = set()
+        self._in_flight = None

@@ -1,0 +1,103 @@
+"""Giving a port its interface on this host, and taking it away.
+
+A plug is complete when the agent has bound the port and applied all that follows. Each step is
+idempotent; what a failed step left is taken away by `unplug`, or completed by plugging again.
+"""
+
+from collections.abc import Sequence
+from ipaddress import IPv4Interface
+
+from netvirt.backends import links, vswitch
+from netvirt.model import PortId
+from netvirt.service.acknowledge import wait_for_hosts
+from netvirt.service.ports import PortState
+from tenancy.backends.codec import Row
+from tenancy.backends.fabric import Fabric
+from tenancy.errors import BackendUnavailable, Refused
+
+
+def plug_netns(fabric: Fabric, host_name: str, state: PortState, netns: str, interface: str) -> str:
+    """A veth from the switch into a network namespace, with the port's addresses on it.
+
+    Returns the name of its end on the host.
+    """
+    _check_free(fabric, host_name, state)
+    prefixes = {subnet.cidr for subnet in state.network.subnets}
+    addresses = tuple(
+        IPv4Interface((address, cidr.prefixlen))
+        for address in state.port.addresses
+        for cidr in prefixes
+        if address in cidr
+    )
+    link = links.plug_veth(
+        state.port.id,
+        netns=netns,
+        name=interface,
+        mac=str(state.port.mac),
+        mtu=state.network.mtu_bytes,
+        addresses=addresses,
+    )
+    _connect(link, state)
+    return link
+
+
+def plug_tap(fabric: Fabric, host_name: str, state: PortState) -> str:
+    """A persistent tap on the switch for a VM; returns its name."""
+    _check_free(fabric, host_name, state)
+    link = links.plug_tap(state.port.id, mac=str(state.port.mac), mtu=state.network.mtu_bytes)
+    _connect(link, state)
+    return link
+
+
+def unplug(port_id: PortId) -> None:
+    """Take the port's interface away; nothing to do if there is none."""
+    vswitch.remove_interface(links.link_name(port_id))
+    links.unplug(port_id)
+
+
+def wait_until_bound(fabric: Fabric, host_name: str, state: PortState, timeout_s: float) -> None:
+    """Return when this host's agent has bound the port and every host concerned knows it."""
+
+    def is_here(rows: Sequence[Row]) -> bool:
+        return any(row["host"] == host_name for row in rows)
+
+    if not fabric.wait_until("Binding", is_here, timeout_s, port=state.port.id):
+        raise BackendUnavailable(
+            f"port {state.port.name}: plugged in, but host {host_name}'s agent did not bind it "
+            f"within {timeout_s:g} s. See whether it runs: `nvctl host get {host_name}`."
+        )
+    hosts = frozenset(row["host"] for row in fabric.select("Binding", network=state.network.id))
+    transaction = fabric.transaction()
+    transaction.request_acknowledgement()
+    transaction.commit()
+    wait_for_hosts(fabric, f"port {state.port.name}", transaction.cfg, hosts, timeout_s)
+
+
+def wait_until_released(fabric: Fabric, host_name: str, state: PortState, timeout_s: float) -> None:
+    """Return when this host's agent has given the port up."""
+
+    def is_gone(rows: Sequence[Row]) -> bool:
+        return all(row["host"] != host_name for row in rows)
+
+    if not fabric.wait_until("Binding", is_gone, timeout_s, port=state.port.id):
+        raise BackendUnavailable(
+            f"port {state.port.name}: unplugged, but host {host_name}'s agent still holds it after "
+            f"{timeout_s:g} s. See whether it runs: `nvctl host get {host_name}`."
+        )
+
+
+def _check_free(fabric: Fabric, host_name: str, state: PortState) -> None:
+    """A port is in one place: plugging it in twice would send its traffic to the later one."""
+    elsewhere = sorted(
+        row["host"]
+        for row in fabric.select("Binding", port=state.port.id)
+        if row["host"] != host_name
+    )
+    if elsewhere:
+        raise Refused(
+            f"port {state.port.name} is in use on {', '.join(elsewhere)}. Unplug it there first."
+        )
+
+
+def _connect(link: str, state: PortState) -> None:
+    vswitch.add_interface(link, state.port.id, str(state.port.mac))
