@@ -16,8 +16,6 @@ from lab.state import Plan, Record
 Report = Callable[[str], None]
 """Is told what has been reached, in a few words."""
 
-_END_TIMEOUT_S = 30.0
-
 
 def build(record: Record, plan: Plan, lock: int, report: Report) -> None:
     """Make all of the plan, and return when every daemon is ready.
@@ -39,7 +37,7 @@ def build(record: Record, plan: Plan, lock: int, report: Report) -> None:
             underlay.create_switch(ctl, plan.underlay_mtu)
             _Builder(record, plan, ctl, pool, timed).run()
         except BaseException:
-            ctl.process.kill_and_wait(_END_TIMEOUT_S)
+            ctl.process.kill()
             raise
 
 

@@ -67,6 +67,7 @@ class Host:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=True,
         )
         command = f"{self.name}: {' '.join(argv[:6])}"
         try:
@@ -198,7 +199,7 @@ def boot(record: Record, name: str, *, within: Host | None, lock: int | None) ->
     inherited = [ready] if lock is None else [ready, lock]
     argv = [
         *(sys.executable, "-S", "-m", "lab.init"),
-        *("--hostname", name),
+        *("--lab", record.name, "--host", name),
         *("--record", str(record.process_file(name))),
         *("--disk", str(record.disk / name)),
         *("--ready", str(ready)),
@@ -212,6 +213,7 @@ def boot(record: Record, name: str, *, within: Host | None, lock: int | None) ->
             pass_fds=inherited,
             stdin=subprocess.DEVNULL,
             cwd="/",
+            start_new_session=True,
         )
 
     try:

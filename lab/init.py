@@ -14,13 +14,14 @@ import os
 import signal
 from pathlib import Path
 
-from lab import linux, rootfs
+from lab import cgroups, linux, rootfs
 
 
 def main() -> None:
     """Become a host; report on `--ready`, and stay until killed."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--hostname", required=True)
+    parser.add_argument("--lab", required=True)
+    parser.add_argument("--host", required=True)
     parser.add_argument("--record", type=Path, required=True)
     parser.add_argument("--disk", type=Path, required=True)
     parser.add_argument("--ready", type=int, required=True, help="descriptor for the report")
@@ -37,8 +38,10 @@ def main() -> None:
         if arguments.lock is not None:
             os.close(arguments.lock)
         linux.unshare(linux.HOST & ~linux.Namespace.PID)
-        linux.set_hostname(arguments.hostname)
-        rootfs.build(arguments.hostname, arguments.disk)
+        linux.set_hostname(arguments.host)
+        cgroups.create(arguments.lab, arguments.host)
+        rootfs.build(arguments.host, arguments.disk)
+        cgroups.enter(arguments.lab, arguments.host)
     except OSError as error:
         os.write(arguments.ready, str(error).encode())
         raise SystemExit(1) from error

@@ -4,16 +4,21 @@
 on the record (`lab.state`), so any process can do any of them.
 """
 
+from contextlib import AbstractContextManager
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import msgspec
 
-from lab import inventory, state
+from lab import cgroups, inventory, state, waiting
 from lab.build import Report, build
+from lab.capture import capture
 from lab.host import CTL, Host
+from lab.population import PidNamespace
 from lab.state import DEFAULT_NAME, Plan, Record
-from tenancy.errors import BackendUnavailable, NotFound, Refused
+from lab.underlay import BRIDGE
+from tenancy.errors import NotFound, Refused
 
 _END_TIMEOUT_S = 30.0
 
@@ -109,6 +114,16 @@ class Lab:
         known = ", ".join((CTL, *self.plan.host_names))
         raise NotFound(f"lab {self.name} has no host {name}. It has: {known}.")
 
+    def capture(
+        self, file: Path, *, expression: str = "", host: str = CTL, interface: str = BRIDGE
+    ) -> AbstractContextManager[Path]:
+        """Frames between the hosts, written to a pcap file in a `with`; see `lab.capture`."""
+        return capture(self.host(host), file, interface=interface, expression=expression)
+
+    def processes(self) -> tuple[int, ...]:
+        """Every process of the lab, whoever started it, by its number on the machine."""
+        return PidNamespace.of(self.ctl.process.pid).living()
+
     def _start_what_ended(self, report: Report) -> None:
         for host in (self.ctl, *self.hosts):
             for name in host.daemons:
@@ -135,11 +150,23 @@ def _refuse_another(present: Plan, asked: Plan) -> None:
 def _remove(record: Record) -> bool:
     """End a lab's processes and remove its files; False if there were none. Needs the lock."""
     had_something = record.plan() is not None or record.disk.exists()
-    process = record.process(CTL)
-    if process is not None and not process.kill_and_wait(_END_TIMEOUT_S):
-        raise BackendUnavailable(
-            f"lab {record.name}: process {process.pid} does not end on SIGKILL. "
-            "One of its processes hangs in the kernel: see ps -eo pid,stat,wchan,comm."
-        )
+    _end_processes(record)
+    cgroups.remove(record.name)
     record.remove()
     return had_something
+
+
+def _end_processes(record: Record) -> None:
+    process = record.process(CTL)
+    if process is None or not process.is_alive():
+        return
+    # Every other process of the lab is in this namespace or below, and the kernel ends them all
+    # with its first one. (That one may still wait then, for somebody out here to read the exit
+    # code of a command that was started in the lab.)
+    namespace = PidNamespace.of(process.pid)
+    process.kill()
+    waiting.until(
+        lambda: not namespace.living(),
+        what=f"lab {record.name}: processes {namespace.living()} do not end on SIGKILL",
+        timeout_s=_END_TIMEOUT_S,
+    )

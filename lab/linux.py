@@ -7,7 +7,6 @@ Python 3.11 wraps only the last. What is built from them, a host, is in `lab.ini
 import ctypes
 import enum
 import os
-import select
 import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -39,6 +38,7 @@ class Mount(enum.IntFlag):
 
     NONE = 0
     BIND = 0x1000
+    MOVE = 0x2000
     RECURSIVE = 0x4000
     PRIVATE = 0x4_0000
 
@@ -77,17 +77,16 @@ class Process:
             return False
         return True
 
-    def kill_and_wait(self, timeout_s: float) -> bool:
-        """End it with SIGKILL; False if it has not gone within the time."""
+    def kill(self) -> None:
+        """Send SIGKILL, if it has not ended."""
         try:
             descriptor = self.pidfd()
         except ProcessLookupError:
-            return True
+            return
         try:
             signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-            return bool(select.select([descriptor], [], [], timeout_s)[0])
         except ProcessLookupError:
-            return True
+            pass
         finally:
             os.close(descriptor)
 

@@ -22,6 +22,7 @@ EMPTY = (
     "/var/lib/openvswitch",
     "/var/lib/virtkit",
     "/var/log/ceph",
+    "/var/log/libvirt",
     "/var/log/openvswitch",
     "/var/log/virtkit",
 )
@@ -75,12 +76,13 @@ def _overlay(directory: str, layers: Path) -> None:
 def _mount_kernel_views() -> None:
     mount("proc", "/proc", "proc")
     # A sysfs shows the links of the network namespace it was mounted in. The new one would
-    # cover the cgroup file systems, without which no container runtime starts.
-    cgroups = Path("/run/.cgroup")
-    cgroups.mkdir()
-    has_cgroups = Path("/sys/fs/cgroup").is_dir()
-    if has_cgroups:
-        mount("/sys/fs/cgroup", str(cgroups), flags=Mount.BIND | Mount.RECURSIVE)
+    # cover the control groups, without which no container runtime starts.
+    aside = Path("/run/.cgroup")
+    aside.mkdir()
+    has_groups = os.path.ismount("/sys/fs/cgroup")
+    if has_groups:
+        mount("/sys/fs/cgroup", str(aside), flags=Mount.MOVE)
     mount("sysfs", "/sys", "sysfs")
-    if has_cgroups:
-        mount(str(cgroups), "/sys/fs/cgroup", flags=Mount.BIND | Mount.RECURSIVE)
+    if has_groups:
+        mount(str(aside), "/sys/fs/cgroup", flags=Mount.MOVE)
+    aside.rmdir()

@@ -3,13 +3,16 @@
 The addresses are the same in every lab, because they exist only inside its namespaces.
 """
 
+import contextlib
 import ctypes
 import fcntl
 import ipaddress
 import socket
 import struct
+from pathlib import Path
 
 from pyroute2 import IPRoute
+from pyroute2.netlink.rtnl.ifinfmsg import IFF_NOARP, IFF_UP
 
 from lab.host import Host
 from lab.linux import Namespace
@@ -61,7 +64,18 @@ def connect(ctl: Host, host: Host, mtu_bytes: int) -> None:
     def complete() -> None:
         with IPRoute() as routes:
             routes.link("set", index=_index(routes, "lo"), state="up")
-            routes.link("set", index=_index(routes, UPLINK), mtu=mtu_bytes, state="up")
+            # The userspace datapath gets copies of the frames; the kernel goes on reading them,
+            # and would answer for the addresses of br-phy from here, with another MAC.
+            with contextlib.suppress(FileNotFoundError):
+                Path(f"/proc/sys/net/ipv6/conf/{UPLINK}/disable_ipv6").write_text("1")
+            up_without_arp = IFF_UP | IFF_NOARP
+            routes.link(
+                "set",
+                index=_index(routes, UPLINK),
+                mtu=mtu_bytes,
+                flags=up_without_arp,
+                change=up_without_arp,
+            )
             _checksum_in_software(UPLINK)
 
     ctl.call(create, namespaces=Namespace.NET)
