@@ -1,0 +1,85 @@
+"""Which rows of the local switch's database are replicated, and what they say, as records."""
+
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import ovs.db.idl
+import ovs.dirs
+
+from netvirt.observed import Interface
+from tenancy.errors import BackendUnavailable
+
+_SCHEMA = Path(ovs.dirs.PKGDATADIR) / "vswitch.ovsschema"
+_OBSERVED = {
+    "Open_vSwitch": ["bridges"],
+    "Bridge": ["name", "ports", "fail_mode", "datapath_type"],
+    "Port": ["name", "interfaces"],
+    "Interface": [
+        "name",
+        "type",
+        "options",
+        "external_ids",
+        "mtu_request",
+        "ofport",
+        "error",
+        "mac_in_use",
+        "mtu",
+        "ifindex",
+    ],
+}
+
+
+def connect(remote: str) -> "TouchedIdl":
+    """A replica that fills as it is run; raises `BackendUnavailable` if there is no schema."""
+    if not _SCHEMA.exists():
+        raise BackendUnavailable(
+            f"Open vSwitch is not installed here (no {_SCHEMA}). "
+            "Install it: `apt-get install openvswitch-switch`."
+        )
+    helper = ovs.db.idl.SchemaHelper(location=str(_SCHEMA))
+    for table, columns in _OBSERVED.items():
+        helper.register_columns(table, columns)
+    return TouchedIdl(remote, helper)
+
+
+class TouchedIdl(ovs.db.idl.Idl):  # type: ignore[misc]
+    """The IDL, noting which rows an update touched."""
+
+    def __init__(self, remote: str, schema: Any) -> None:
+        super().__init__(remote, schema)
+        self.touched: set[tuple[str, UUID]] = set()
+
+    def notify(self, _event: str, row: Any, _updates: Any = None) -> None:
+        # The server also tells about itself, in tables of its own.
+        if row._table.name in _OBSERVED:
+            self.touched.add((row._table.name, row.uuid))
+
+
+def decode(row: Any) -> Interface:
+    """A row of table Interface."""
+    ofport = _optional(row.ofport)
+    return Interface(
+        name=row.name,
+        # -1 is what ovs-vswitchd writes when it can't open the device.
+        ofport=ofport if ofport is not None and ofport > 0 else None,
+        iface_id=_uuid(row.external_ids.get("iface-id", "")),
+        type=row.type,
+        error=_optional(row.error),
+        mac=_optional(row.mac_in_use),
+        mtu=_optional(row.mtu),
+        # A tunnel is no device of the kernel's, and has number 0.
+        ifindex=_optional(row.ifindex) or None,
+    )
+
+
+def _optional(values: list[Any]) -> Any:
+    return values[0] if values else None
+
+
+def _uuid(text: str) -> UUID | None:
+    """Other controllers' interfaces may carry ids that are no UUID; they are no ports of ours."""
+    try:
+        return UUID(text)
+    except ValueError:
+        return None
