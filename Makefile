@@ -3,8 +3,10 @@
 
 BIN := .venv/bin
 READY := .venv/.ready
+SCRIPTS := .ci/run packaging/bootstrap packaging/try-in-bare-debian \
+	$(addprefix lab/guest_files/,initramfs/init root/etc/rc root/etc/dhcp root/sbin/control)
 
-.PHONY: demo test unit functional lint install clean
+.PHONY: demo test unit functional lint docs install clean
 
 demo: $(READY)
 	$(BIN)/python -m lab.demo $(if $(KEEP),--keep)
@@ -22,6 +24,10 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	shellcheck $(SCRIPTS)
+
+docs: $(READY)
+	$(BIN)/python docs/generate.py
 
 install: $(READY)
 
