@@ -1,8 +1,35 @@
-"""Links of the local kernel: a port's veth or tap, and the underlay's MTU. By netlink only."""
+"""Links of the local kernel: a port's veth or tap, and the underlay's MTU. By netlink.
 
+A port's link on the host has a name made from the port's id, so that any later call finds it:
+to make it again is to find it there and mend what differs.
+"""
+
+import ctypes
+import errno
+import fcntl
+import re
+import socket
+import struct
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from pathlib import Path
+from typing import Any
 from uuid import UUID
+
+from pyroute2 import IPRoute, NetlinkError
+from pyroute2.ethtool.ioctl import ETHTOOL_STXCSUM, SIOCETHTOOL
+
+from netvirt.backends import namespaces
+from tenancy.errors import AlreadyExists, BackendUnavailable, InvalidRequest, Refused, VirtkitError
+
+_NAME = re.compile(r"[^\s/:]{1,15}")
+_MAC = re.compile(r"(?:[0-9a-f]{2}:){5}[0-9a-f]{2}")
+# The least that IPv4 allows (RFC 791), and the most that a veth does.
+_MTU_RANGE = range(68, 65536)
+# NETNSA_NSID_NOT_ASSIGNED of linux/net_namespace.h, unsigned.
+_NO_NAMESPACE_ID = 0xFFFF_FFFF
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -13,7 +40,7 @@ class Route:
 
 def link_name(port_id: UUID) -> str:
     """The name of a port's link on the host: `vk` and 11 hexadecimal digits of its id."""
-    raise NotImplementedError
+    return f"vk{port_id.hex[:11]}"
 
 
 def plug_veth(
@@ -23,28 +50,284 @@ def plug_veth(
     name: str,
     mac: str,
     mtu: int,
-    addresses: tuple[IPv4Interface, ...] = (),
-    routes: tuple[Route, ...] = (),
+    addresses: Iterable[IPv4Interface] = (),
+    routes: Iterable[Route] = (),
+    checksum_offload: bool = False,
 ) -> str:
     """Give a namespace an interface for a port; returns the name of the end on the host.
 
-    `netns` is a name under /run/netns, a path, or a process id. Idempotent; undone on failure.
+    `netns` is a name under /run/netns, a path, or a process id. Without `checksum_offload` the
+    namespace computes the checksums of what it sends, which it must where the switch forwards
+    in userspace: nobody else would. Idempotent; a link that this call made goes if it fails.
     """
-    raise NotImplementedError
+    _check(name, mac, mtu)
+    host = link_name(port_id)
+    with (
+        namespaces.opened(netns) as namespace,
+        _translated(f"interface {name} in network namespace {netns}"),
+        IPRoute() as here,
+        ExitStack() as undo,
+    ):
+        link = _own_link(here, host, port_id)
+        if link is None or not _is_pair(here, link, namespace, name):
+            _delete(here, host)
+            _refuse_taken(namespace, netns, name)
+            here.link(
+                "add",
+                ifname=host,
+                kind="veth",
+                mtu=mtu,
+                peer={"ifname": name, "address": mac, "mtu": mtu, "net_ns_fd": namespace},
+            )
+            undo.callback(_delete, here, host)
+        _seclude(host)
+        with namespaces.entered(namespace), IPRoute() as inside:
+            _configure(inside, name, mac, mtu, addresses, routes)
+            if not checksum_offload:
+                _disable_transmit_checksums(name)
+        _raise_up(here, host, mtu, port_id)
+        undo.pop_all()
+    return host
 
 
-def plug_tap(
-    port_id: UUID, *, mac: str, mtu: int, name: str | None = None, owner: int | None = None
-) -> str:
-    """Make a persistent tap for a VM; returns its name. Idempotent."""
-    raise NotImplementedError
+def plug_tap(port_id: UUID, *, mac: str, mtu: int, owner: int | None = None) -> str:
+    """Make a persistent tap for a VM whose own MAC address is `mac`; returns its name.
+
+    `owner` is the user id that may open it, besides root. Idempotent.
+    """
+    host = link_name(port_id)
+    _check(host, mac, mtu)
+    with _translated(f"tap {host}"), IPRoute() as here, ExitStack() as undo:
+        link = _own_link(here, host, port_id)
+        if link is not None and _kind(link) != "tun":
+            _delete(here, host)
+            link = None
+        if link is None:
+            ids = {} if owner is None else {"uid": owner}
+            here.link("add", ifname=host, kind="tun", tun_type=2, tun_persist=1, **ids)
+            undo.callback(_delete, here, host)
+            link = _link(here, host)
+        # The guest's address belongs to the guest's end; this is what libvirt gives to ours.
+        _set(here, link, address=f"fe{mac[2:]}")
+        _seclude(host)
+        _raise_up(here, host, mtu, port_id)
+        undo.pop_all()
+    return host
 
 
 def unplug(port_id: UUID) -> bool:
     """Remove a port's link, with its other end; False if there was none. Idempotent."""
-    raise NotImplementedError
+    host = link_name(port_id)
+    with _translated(f"link {host}"), IPRoute() as here:
+        return _own_link(here, host, port_id) is not None and _delete(here, host)
+
+
+def seclude(name: str) -> None:
+    """Keep the host's own network stack from answering to, or forwarding for, a port's link.
+
+    Where the switch forwards in userspace it takes a copy of what arrives on a link, and the
+    kernel goes on with the original: to a tenant's ARP request for the host's address it would
+    reply. See Documentation/howto/userspace-tunneling and "Firewall Rules" in OVS's
+    intro/install/userspace.
+    """
+    with _translated(f"link {name}"):
+        _seclude(name)
 
 
 def underlay_mtu(tunnel_ip: IPv4Address) -> tuple[str, int]:
     """The link that holds the tunnel endpoint's address, and its MTU in bytes."""
-    raise NotImplementedError
+    with _translated(f"tunnel endpoint {tunnel_ip}"), IPRoute() as here:
+        for address in here.get_addr(family=socket.AF_INET):
+            if address.get_attr("IFA_LOCAL") == str(tunnel_ip):
+                link = here.link("get", index=address["index"])[0]
+                return link.get_attr("IFLA_IFNAME"), link.get_attr("IFLA_MTU")
+    raise InvalidRequest(
+        f"tunnel endpoint {tunnel_ip}: no interface of this host has this address. "
+        "Give one that `ip address` shows, and that the other hosts reach."
+    )
+
+
+# What the host's stack does with packets from a port's link, as in the kernel's ip-sysctl: answer
+# no ARP, take no packet whose source is not routed there (none is), forward nothing, no IPv6.
+_SECLUDED = {
+    "ipv4/conf/{}/arp_ignore": "8",
+    "ipv4/conf/{}/rp_filter": "1",
+    "ipv4/conf/{}/forwarding": "0",
+    "ipv6/conf/{}/disable_ipv6": "1",
+}
+
+
+def _seclude(name: str) -> None:
+    for setting, value in _SECLUDED.items():
+        path = Path("/proc/sys/net") / setting.format(name)
+        # A kernel without IPv6 has no such setting, and nothing to switch off.
+        if path.parent.parent.exists() and path.read_text().strip() != value:
+            path.write_text(value)
+
+
+def _check(name: str, mac: str, mtu: int) -> None:
+    if not _NAME.fullmatch(name) or name in (".", "..", "all", "default"):
+        raise InvalidRequest(
+            f"interface name {name!r} is none that Linux takes: choose 1 to 15 characters "
+            "without space, `/` and `:`."
+        )
+    if not _MAC.fullmatch(mac) or int(mac[:2], 16) & 1:
+        raise InvalidRequest(
+            f"interface {name}: {mac!r} is no unicast MAC address. Write it like 0a:00:00:00:00:01."
+        )
+    if mtu not in _MTU_RANGE:
+        raise InvalidRequest(
+            f"interface {name}: MTU {mtu} is outside {_MTU_RANGE.start} to {_MTU_RANGE.stop - 1}."
+        )
+
+
+def _link(netlink: IPRoute, name: str) -> Any:
+    return netlink.link("get", ifname=name)[0]
+
+
+def _find(netlink: IPRoute, name: str) -> Any:
+    """The link of this name, or None."""
+    try:
+        return _link(netlink, name)
+    except NetlinkError as error:
+        if error.code == errno.ENODEV:
+            return None
+        raise
+
+
+def _kind(link: Any) -> str | None:
+    info = link.get_attr("IFLA_LINKINFO")
+    kind: str | None = info.get_attr("IFLA_INFO_KIND") if info else None
+    return kind
+
+
+def _alias(port_id: UUID) -> str:
+    return f"virtkit port {port_id}"
+
+
+def _own_link(here: IPRoute, host: str, port_id: UUID) -> Any:
+    """The port's link on the host, or None; raises `Refused` if the name is somebody else's.
+
+    One without an alias is ours, too: whoever made it was killed before giving it one.
+    """
+    link = _find(here, host)
+    if link is not None and link.get_attr("IFLA_IFALIAS") not in (None, "", _alias(port_id)):
+        raise Refused(
+            f"link {host} belongs to {link.get_attr('IFLA_IFALIAS')!r}, not to port {port_id}. "
+            f"Rename or delete it: `ip link delete {host}`."
+        )
+    return link
+
+
+def _delete(here: IPRoute, name: str) -> bool:
+    """Delete a link, which may just have gone with its namespace; whether it was there."""
+    try:
+        here.link("del", ifname=name)
+    except NetlinkError as error:
+        if error.code == errno.ENODEV:
+            return False
+        raise
+    return True
+
+
+def _is_pair(here: IPRoute, link: Any, namespace: int, name: str) -> bool:
+    """Whether the other end of this veth is the link of that name in the namespace."""
+    if _kind(link) != "veth":
+        return False
+    with namespaces.entered(namespace), IPRoute() as inside:
+        other = _find(inside, name)
+    # Indexes are counted in each namespace, so that both ends' must fit and the namespace, too.
+    return (
+        other is not None
+        and _kind(other) == "veth"
+        and link.get_attr("IFLA_LINK") == other["index"]
+        and other.get_attr("IFLA_LINK") == link["index"]
+        and link.get_attr("IFLA_LINK_NETNSID") == _namespace_id(here, namespace)
+    )
+
+
+def _namespace_id(here: IPRoute, namespace: int) -> int | None:
+    """The number by which our namespace calls another; None for itself or an unknown one."""
+    number = here.get_netnsid(fd=namespace)["nsid"]
+    return None if number == _NO_NAMESPACE_ID else int(number)
+
+
+def _refuse_taken(namespace: int, netns: str, name: str) -> None:
+    with namespaces.entered(namespace), IPRoute() as inside:
+        if _find(inside, name) is not None:
+            raise AlreadyExists(
+                f"network namespace {netns} already has an interface {name}, of another port "
+                "or not of virtkit's. Choose another name, or unplug the other port first."
+            )
+
+
+def _configure(
+    inside: IPRoute,
+    name: str,
+    mac: str,
+    mtu: int,
+    addresses: Iterable[IPv4Interface],
+    routes: Iterable[Route],
+) -> None:
+    link = _link(inside, name)
+    index = link["index"]
+    _set(inside, link, address=mac, mtu=mtu)
+    wanted = {(str(address.ip), address.network.prefixlen) for address in addresses}
+    found = {
+        (address.get_attr("IFA_ADDRESS"), address["prefixlen"])
+        for address in inside.get_addr(family=socket.AF_INET, index=index)
+    }
+    for ip, prefix in found - wanted:
+        inside.addr("del", index=index, address=ip, prefixlen=prefix)
+    for ip, prefix in wanted - found:
+        inside.addr("add", index=index, address=ip, prefixlen=prefix)
+    inside.link("set", index=index, state="up")
+    for route in routes:
+        inside.route("replace", dst=str(route.destination), gateway=str(route.via), oif=index)
+
+
+def _set(netlink: IPRoute, link: Any, **wanted: str | int) -> None:
+    """Write what differs: some settings make the kernel announce a change even if there is none."""
+    differing = {
+        key: value for key, value in wanted.items() if link.get_attr(f"IFLA_{key.upper()}") != value
+    }
+    if differing:
+        netlink.link("set", index=link["index"], **differing)
+
+
+def _raise_up(here: IPRoute, host: str, mtu: int, port_id: UUID) -> None:
+    link = _link(here, host)
+    _set(here, link, mtu=mtu, ifalias=_alias(port_id))
+    here.link("set", index=link["index"], state="up")
+
+
+def _disable_transmit_checksums(name: str) -> None:
+    """`ethtool -K NAME tx off`, by the ioctl of ethtool.h."""
+    value = ctypes.create_string_buffer(struct.pack("=II", ETHTOOL_STXCSUM, 0))
+    request = struct.pack("=16sQ16x", name.encode(), ctypes.addressof(value))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        fcntl.ioctl(any_socket, SIOCETHTOOL, request)
+
+
+@contextmanager
+def _translated(subject: str) -> Iterator[None]:
+    """The kernel's refusals as ours, saying what was being done to what."""
+    try:
+        yield
+    except NetlinkError as error:
+        raise _refusal(subject, error.code, str(error)) from error
+    except OSError as error:
+        raise _refusal(subject, error.errno or 0, str(error)) from error
+
+
+def _refusal(subject: str, code: int, text: str) -> VirtkitError:
+    if code == errno.EPERM:
+        return BackendUnavailable(f"{subject}: the kernel refuses ({text}). Run as root.")
+    if code == errno.EEXIST:
+        return AlreadyExists(f"{subject}: somebody made it at the same time ({text}). Try again.")
+    if code == errno.ENETUNREACH:
+        return InvalidRequest(
+            f"{subject}: a route leads over a gateway that none of its addresses reaches. "
+            "Give an address in the gateway's network, or another gateway."
+        )
+    return BackendUnavailable(f"{subject}: the kernel refuses ({text}). See `dmesg`.")
