@@ -49,7 +49,11 @@ class Session:
 def root(help_text: str) -> typer.Typer:
     """A command with the options that all of virtkit's commands take."""
     app = typer.Typer(
-        help=help_text, no_args_is_help=True, add_completion=False, rich_markup_mode=None
+        help=help_text,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
     )
 
     @app.callback()

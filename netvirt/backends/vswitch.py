@@ -114,7 +114,8 @@ class VSwitch:
         """Interfaces of the bridge by name; the same object until something changes."""
         if self._interfaces is None:
             bridge = self._find_bridge(self.bridge)
-            ports = bridge.ports if bridge else []
+            # Rows that only our own transaction knows of have no data yet: they are not observed.
+            ports = [port for port in (bridge.ports if bridge else []) if port._data is not None]
             records = [self._record(row) for port in ports for row in self._interfaces_of(port)]
             self._interfaces = {record.name: record for record in records}
         return self._interfaces

@@ -31,7 +31,7 @@ def run(
 ) -> None:
     """Run the agent in the foreground until SIGTERM. Stopping it leaves traffic as it is."""
     from netvirt.agent.agent import Agent, AgentConfig
-    from netvirt.backends.vswitch import kernel_has_datapath
+    from netvirt.backends.datapath import kernel_has_datapath
 
     settings = session(context).settings
     text = tunnel_ip or settings.host.tunnel_ip

@@ -7,7 +7,7 @@ idempotent; what a failed step left is taken away by `unplug`, or completed by p
 from collections.abc import Sequence
 from ipaddress import IPv4Interface
 
-from netvirt.backends import links, vswitch
+from netvirt.backends import attach, links
 from netvirt.model import PortId
 from netvirt.service.acknowledge import wait_for_hosts
 from netvirt.service.ports import PortState
@@ -51,7 +51,7 @@ def plug_tap(fabric: Fabric, host_name: str, state: PortState) -> str:
 
 def unplug(port_id: PortId) -> None:
     """Take the port's interface away; nothing to do if there is none."""
-    vswitch.remove_interface(links.link_name(port_id))
+    attach.remove_interface(links.link_name(port_id))
     links.unplug(port_id)
 
 
@@ -100,4 +100,4 @@ def _check_free(fabric: Fabric, host_name: str, state: PortState) -> None:
 
 
 def _connect(link: str, state: PortState) -> None:
-    vswitch.add_interface(link, state.port.id, str(state.port.mac))
+    attach.add_interface(link, state.port.id, str(state.port.mac))

@@ -5,6 +5,7 @@ more. Nothing here blocks: `run` takes in what has arrived, `wait` tells a polle
 """
 
 import json
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,8 @@ from tenancy.backends.codec import Row, Shape, Value
 
 # How long a silent server may stay silent before the connection is given up.
 PROBE_INTERVAL_MS = 5000
+# The pause after a refused write, doubled each time.
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.01, 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,9 @@ class _Idl(ovs.db.idl.Idl):  # type: ignore[misc]
         self.touched: set[tuple[str, UUID]] = set()
 
     def notify(self, event: str, row: Any, updates: Any = None) -> None:  # noqa: ARG002
-        self.touched.add((row._table.name, row.uuid))
+        # The IDL also follows the server's own _Server database.
+        if row._table.name in self.tables:
+            self.touched.add((row._table.name, row.uuid))
 
 
 class FabricWatch:
@@ -65,6 +70,8 @@ class FabricWatch:
         self._session_seqno: int | None = None
         self._change_seqno = 0
         self._transaction: Any = None
+        self._write_failures = 0
+        self.write_not_before = 0.0
         self.rows_received = 0
         for table in columns:
             self._idl.cond_change(table, [False])
@@ -141,7 +148,8 @@ class FabricWatch:
     def write(self, writes: Sequence[Write]) -> None:
         """Send changes as one transaction. What becomes of it shows in the replica.
 
-        A write that fails is not repeated here: the writer compares wanted and found again.
+        A write that fails is not repeated here: the writer compares wanted and found again, not
+        before `write_not_before` on the monotonic clock.
         """
         assert self._transaction is None
         transaction = ovs.db.idl.Transaction(self._idl)
@@ -162,8 +170,15 @@ class FabricWatch:
 
     def _transaction_step(self) -> None:
         status = self._transaction.commit()
-        if status != ovs.db.idl.Transaction.INCOMPLETE:
-            self._transaction = None
+        if status == ovs.db.idl.Transaction.INCOMPLETE:
+            return
+        self._transaction = None
+        if status in (ovs.db.idl.Transaction.SUCCESS, ovs.db.idl.Transaction.UNCHANGED):
+            self._write_failures = 0
+        else:
+            self._write_failures += 1
+            pause_s = min(FIRST_PAUSE_S * 2**self._write_failures, LONGEST_PAUSE_S)
+            self.write_not_before = time.monotonic() + pause_s
 
     # Inside
 
