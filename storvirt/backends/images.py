@@ -104,7 +104,6 @@ def note(cluster: Cluster, path: ImagePath, key: str) -> str | None:
 def describe(cluster: Cluster, path: ImagePath) -> ImageFacts:
     """The image as Ceph has it. Raises NotFound."""
     with cluster.image(path, read_only=True) as image:
-        owners = list(image.lock_get_owners())
         parent = _parent(image)
         return ImageFacts(
             size_bytes=image.size(),
@@ -113,7 +112,7 @@ def describe(cluster: Cluster, path: ImagePath) -> ImageFacts:
             parent=f"{parent[0]}@{parent[1]}" if parent else None,
             overlap_bytes=image.overlap() if parent else 0,
             users=_others(image),
-            lock_owner=owners[0]["owner"] if owners else None,
+            lock_owner=_lock_owner(image),
         )
 
 
@@ -226,6 +225,12 @@ def _users_of(cluster: Cluster, path: ImagePath) -> tuple[str, ...]:
 def _others(image: rbd.Image) -> tuple[str, ...]:
     # A read-only handle does not watch, so what is found is always somebody else.
     return tuple(sorted(str(watcher["addr"]) for watcher in image.watchers_list()))
+
+
+def _lock_owner(image: rbd.Image) -> str | None:
+    # `lock_get_owners` refuses read-only handles.
+    found = image.list_lockers()
+    return str(found["lockers"][0][2]) if found and found["lockers"] else None
 
 
 def _by(found: tuple[str, ...]) -> str:

@@ -26,10 +26,19 @@ def create(fabric: Fabric, cluster: Cluster, tenant: str, pool: PoolName) -> Nam
     namespaces.create(cluster, pool, entry.record.tenant)
     _set_caps(fabric, cluster, entry.record.tenant, and_in=pool)
     transaction = fabric.transaction()
-    transaction.update(entry.row, {"state": State.READY})
     transaction.guard(entry.row, "state")
+    transaction.update(entry.row, {"state": State.READY})
     transaction.commit()
     return _get(fabric, tenant, pool).record
+
+
+def repair(fabric: Fabric, cluster: Cluster, tenant: str, pool: PoolName) -> Namespace:
+    """Bring back what Ceph has lost of a ready namespace: itself, the tenant's key, its caps."""
+    entry = catalog.namespace(fabric, tenant, pool)
+    pools.prepare(cluster, pool)
+    namespaces.create(cluster, pool, entry.record.tenant)
+    _set_caps(fabric, cluster, entry.record.tenant)
+    return entry.record
 
 
 def list_all(fabric: Fabric, tenant: str | None = None) -> list[Namespace]:

@@ -118,8 +118,8 @@ def _record(fabric: Fabric, name: PoolName, *, adopted: bool) -> None:
 def _mark(fabric: Fabric, cluster: Cluster, name: PoolName) -> PoolReport:
     row = catalog.pool(fabric, name)
     transaction = fabric.transaction()
-    transaction.update(row, {"state": State.READY})
     transaction.guard(row, "state")
+    transaction.update(row, {"state": State.READY})
     transaction.commit()
     return get(fabric, cluster, name)
 

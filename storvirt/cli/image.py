@@ -1,0 +1,196 @@
+"""`svctl image`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from storvirt.cli.attach import attach
+from storvirt.cli.common import MaybeTenant, PoolOption, TenantOption, fabric_and_ceph, say
+from storvirt.cli.progress import progress_bar
+from storvirt.model import Image, SnapshotRef, image_name, image_size, pool_name, snapshot_name
+from storvirt.model import snapshot_ref as parse_snapshot_ref
+from storvirt.sources import SourceFormat
+from tenancy.cli import Format, Output, Yes, confirm, session, show
+from tenancy.names import format_size
+
+if TYPE_CHECKING:
+    from storvirt.service.images import ImageReport
+
+app = typer.Typer(help="Tenants' disks.", no_args_is_help=True)
+app.command("attach")(attach)
+
+_COLUMNS = ["tenant", "name", "size", "pool", "state", "parent"]
+
+
+@app.command("create")
+def create(
+    context: typer.Context,
+    name: str,
+    tenant: TenantOption,
+    size: Annotated[str, typer.Option(help="Such as 10GiB.", show_default=False)],
+    pool: PoolOption = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """Create an empty image."""
+    from storvirt.service import images
+
+    wanted, size_bytes, where = image_name(name), image_size(size), pool and pool_name(pool)
+    with fabric_and_ceph(context) as (fabric, cluster):
+        image = images.create(fabric, cluster, tenant, wanted, size_bytes, pool=where or None)
+    show(_record(image), output)
+
+
+@app.command("import")
+def import_(
+    context: typer.Context,
+    name: str,
+    tenant: TenantOption,
+    source: Annotated[Path, typer.Option("--from", help="The file.", show_default=False)],
+    format: Annotated[
+        SourceFormat | None,
+        typer.Option(help="What the file is.", show_default="by its first bytes"),
+    ] = None,
+    pool: PoolOption = None,
+    snapshot: Annotated[
+        str | None,
+        typer.Option(help="Take and protect this snapshot then, for clones.", show_default=False),
+    ] = None,
+    verify: Annotated[bool, typer.Option(help="Read both again and compare.")] = False,
+    output: Output = Format.TABLE,
+) -> None:
+    """Import a qcow2 or raw file. Interrupted, the same command goes on where it stopped."""
+    from storvirt.service import importing, snapshots
+
+    wanted, where = image_name(name), pool and pool_name(pool)
+    base = snapshot and SnapshotRef(image=wanted, snapshot=snapshot_name(snapshot))
+    with fabric_and_ceph(context) as (fabric, cluster):
+        with progress_bar(f"importing {name}") as progress:
+            image = importing.import_file(
+                fabric,
+                cluster,
+                tenant,
+                wanted,
+                source,
+                format=format,
+                pool=where or None,
+                verify=verify,
+                progress=progress,
+                say=say,
+            )
+        if base:
+            snapshots.create(fabric, cluster, tenant, base, protect=True)
+    show(_record(image), output)
+
+
+@app.command("clone")
+def clone(
+    context: typer.Context,
+    parent: Annotated[str, typer.Argument(help="IMAGE@SNAPSHOT, protected.")],
+    name: str,
+    tenant: TenantOption,
+    pool: PoolOption = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """Make an image that shares a snapshot's blocks until it writes its own."""
+    from storvirt.service import images
+
+    origin, wanted, where = parse_snapshot_ref(parent), image_name(name), pool and pool_name(pool)
+    with fabric_and_ceph(context) as (fabric, cluster):
+        image = images.clone(fabric, cluster, tenant, origin, wanted, pool=where or None)
+    show(_record(image), output)
+
+
+@app.command("list")
+def list_(
+    context: typer.Context, tenant: MaybeTenant = None, output: Output = Format.TABLE
+) -> None:
+    """List the images."""
+    from storvirt.service import images
+
+    with session(context).fabric() as fabric:
+        found = images.list_all(fabric, tenant)
+    show([_record(image) for image in found], output, _COLUMNS)
+
+
+@app.command("get")
+def get(
+    context: typer.Context, name: str, tenant: TenantOption, output: Output = Format.TABLE
+) -> None:
+    """Show one image, and who has it open."""
+    from storvirt.service import images
+
+    wanted = image_name(name)
+    with fabric_and_ceph(context) as (fabric, cluster):
+        show(_report(images.get(fabric, cluster, tenant, wanted)), output)
+
+
+@app.command("resize")
+def resize(
+    context: typer.Context,
+    name: str,
+    tenant: TenantOption,
+    size: Annotated[str, typer.Option(help="Such as 20GiB.", show_default=False)],
+    shrink: Annotated[bool, typer.Option("--shrink", help="Cut off what is beyond.")] = False,
+    yes: Yes = False,
+    output: Output = Format.TABLE,
+) -> None:
+    """Give an image another size; also while a guest uses it."""
+    from storvirt.service import images
+
+    wanted, size_bytes = image_name(name), image_size(size)
+    with fabric_and_ceph(context) as (fabric, cluster):
+        if shrink:
+            confirm(f"Cut image {name} to {size} and lose what is beyond?", yes=yes)
+        image = images.resize(fabric, cluster, tenant, wanted, size_bytes, allow_shrink=shrink)
+    show(_record(image), output)
+
+
+@app.command("unlock")
+def unlock(context: typer.Context, name: str, tenant: TenantOption, yes: Yes = False) -> None:
+    """Free an image from the lock of a host that died; that host is fenced first."""
+    from storvirt.service import images
+
+    wanted = image_name(name)
+    with fabric_and_ceph(context) as (fabric, cluster):
+        confirm(f"Take the lock of image {name} from its owner and fence that?", yes=yes)
+        owner = images.unlock(fabric, cluster, tenant, wanted)
+    say(f"image {name} was not locked" if owner is None else f"fenced {owner}")
+
+
+@app.command("delete")
+def delete(context: typer.Context, name: str, tenant: TenantOption, yes: Yes = False) -> None:
+    """Delete an image with its data."""
+    from storvirt.service import images
+
+    wanted = image_name(name)
+    with fabric_and_ceph(context) as (fabric, cluster):
+        confirm(f"Delete image {name} of tenant {tenant} with all its data?", yes=yes)
+        images.delete(fabric, cluster, tenant, wanted)
+
+
+def _record(image: Image) -> dict[str, Any]:
+    return {
+        "tenant": image.tenant,
+        "name": image.name,
+        "size": format_size(image.size_bytes),
+        "size_bytes": image.size_bytes,
+        "pool": image.pool,
+        "namespace": image.tenant,
+        "state": str(image.state),
+        "parent": image.parent,
+        "source": image.source,
+    }
+
+
+def _report(report: "ImageReport") -> dict[str, Any]:
+    record = _record(report.image)
+    facts = report.facts
+    if facts is None:
+        return record | {"ceph": "missing"}
+    return record | {
+        "id": facts.id,
+        "users": list(facts.users),
+        "lock_owner": facts.lock_owner,
+        "depends_on": facts.parent,
+    }

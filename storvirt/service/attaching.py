@@ -1,0 +1,36 @@
+"""What a hypervisor needs to open an image, gathered from the fabric and the cluster."""
+
+from storvirt import caps
+from storvirt.backends import keys
+from storvirt.backends.cluster import Cluster
+from storvirt.hypervisor import Connection
+from storvirt.model import ImageName, ImagePath
+from storvirt.service import catalog
+from storvirt.service.catalog import ImageEntry
+from tenancy.backends.fabric import Fabric
+from tenancy.errors import VerificationFailed
+
+
+def attach(fabric: Fabric, cluster: Cluster, tenant: str, name: ImageName) -> Connection:
+    """The connection of a ready image, as its tenant."""
+    entry = catalog.ready_image(fabric, tenant, name)
+    return connection(cluster, entry, entry.record.path)
+
+
+def connection(cluster: Cluster, entry: ImageEntry, path: ImagePath) -> Connection:
+    """The connection of `path`, which is the image of `entry` under whatever name."""
+    tenant, pool = entry.record.tenant, entry.record.pool
+    secret = keys.secret(cluster, caps.entity(tenant))
+    if secret is None:
+        raise VerificationFailed(
+            f"Ceph has lost the key {caps.entity(tenant)}. "
+            f"Make it again: svctl namespace repair {tenant} --pool {pool}."
+        )
+    return Connection(
+        fsid=cluster.fsid,
+        monitors=cluster.monitors(),
+        path=path,
+        user=caps.user(tenant),
+        secret=secret,
+        image_id=entry.row.id,
+    )

@@ -1,0 +1,101 @@
+"""Making an image from a file: checked first, copied in steps, continued when interrupted."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from storvirt import hypervisor
+from storvirt.backends import images, importer
+from storvirt.backends.cluster import DEFAULT_TIMEOUT_S, OSD_TIMEOUT_S, Cluster
+from storvirt.model import Image, ImageName, ImagePath, PoolName
+from storvirt.service import admission, attaching, catalog
+from storvirt.sources import SourceFormat
+from tenancy.backends.fabric import Fabric
+from tenancy.errors import NotFound, Refused
+from tenancy.names import format_size
+
+# What is copied between two notes of how far it got. A new copying process costs about 0.1 s.
+STEP_BYTES = 1 << 30
+# How long Ceph believes that a client which died still has an image open: 30 s, and some.
+CLIENT_EXPIRY_S = 35
+
+_DONE = "virtkit.imported"
+
+Progress = Callable[[int, int], None]
+Say = Callable[[str], None]
+
+
+def import_file(
+    fabric: Fabric,
+    cluster: Cluster,
+    tenant: str,
+    name: ImageName,
+    path: Path,
+    *,
+    format: SourceFormat | None = None,
+    pool: PoolName | None = None,
+    verify: bool = False,
+    progress: Progress = lambda _done, _total: None,
+    say: Say = lambda _sentence: None,
+) -> Image:
+    """An image with the disk that the file holds. Holes stay holes.
+
+    The file is checked before anything is recorded. Interrupted, the same call goes on where it
+    stopped; if the file proves unreadable on the way, nothing is left. `verify` reads both sides
+    once more and compares.
+    """
+    source = importer.inspect(path, format)
+    entry = admission.admit(fabric, tenant, name, source.size_bytes, pool=pool, source=str(source))
+
+    def make(target: ImagePath) -> None:
+        connection = attaching.connection(cluster, entry, target)
+        conf = hypervisor.client_conf(connection, DEFAULT_TIMEOUT_S, OSD_TIMEOUT_S)
+        start = _begin(cluster, target, source.size_bytes, say)
+        # Held open: another svctl sees by it that this one is alive.
+        with cluster.image(target) as handle:
+            for at in range(start, source.size_bytes, STEP_BYTES):
+                length = min(STEP_BYTES, source.size_bytes - at)
+                for done in importer.copy(source, at, length, target, conf, connection.user):
+                    progress(at + done, source.size_bytes)
+                handle.metadata_set(_DONE, str(at + length))
+            if verify:
+                say(f"comparing {name} with {path}")
+                importer.compare(source, target, conf, connection.user)
+            handle.metadata_remove(_DONE)
+
+    try:
+        admission.complete(fabric, cluster, entry, make)
+    except importer.SourceUnreadable:
+        admission.withdraw(fabric, cluster, entry)
+        raise
+    return catalog.image(fabric, tenant, name).record
+
+
+def _begin(cluster: Cluster, target: ImagePath, size_bytes: int, say: Say) -> int:
+    """Make the target ready to be written and return where to start."""
+    try:
+        _wait_until_closed(cluster, target, say)
+    except NotFound:
+        # Nothing is there, or what a process left that died while it created the image.
+        images.remove(cluster, target)
+        images.create(cluster, target, size_bytes)
+        return 0
+    images.break_lock(cluster, target)
+    done = int(images.note(cluster, target, _DONE) or 0)
+    say(f"an import of this file was interrupted: going on at {format_size(done)}")
+    return done
+
+
+def _wait_until_closed(cluster: Cluster, target: ImagePath, say: Say) -> None:
+    give_up = time.monotonic() + CLIENT_EXPIRY_S
+    told = False
+    while users := images.users(cluster, target):
+        if time.monotonic() > give_up:
+            raise Refused(
+                f"the import is running already, on {', '.join(users)}. "
+                "Wait for it, or stop it and run this again."
+            )
+        if not told:
+            say("waiting for Ceph to forget the interrupted one, up to 30 s")
+            told = True
+        time.sleep(0.5)
