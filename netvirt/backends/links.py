@@ -4,24 +4,20 @@ A port's link on the host has a name made from the port's id, so that any later 
 to make it again is to find it there and mend what differs.
 """
 
-import ctypes
 import errno
-import fcntl
 import re
 import socket
-import struct
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 from pyroute2 import IPRoute, NetlinkError
-from pyroute2.ethtool.ioctl import ETHTOOL_STXCSUM, SIOCETHTOOL
 
 from netvirt.backends import namespaces
+from netvirt.backends.link_settings import disable_transmit_checksums, seclude
 from tenancy.errors import AlreadyExists, BackendUnavailable, InvalidRequest, Refused, VirtkitError
 
 _NAME = re.compile(r"[^\s/:]{1,15}")
@@ -69,23 +65,25 @@ def plug_veth(
         ExitStack() as undo,
     ):
         link = _own_link(here, host, port_id)
-        if link is None or not _is_pair(here, link, namespace, name):
+        if link is not None and not _is_pair(here, link, namespace, name):
             _delete(here, host)
-            _refuse_taken(namespace, netns, name)
-            here.link(
-                "add",
-                ifname=host,
-                kind="veth",
-                mtu=mtu,
-                peer={"ifname": name, "address": mac, "mtu": mtu, "net_ns_fd": namespace},
-            )
+            link = None
+        made = link is None
+        if made:
+            _make_pair(here, host, netns, namespace, name, mac, mtu)
             undo.callback(_delete, here, host)
-        _seclude(host)
+            link = _link(here, host)
+        seclude(host)
         with namespaces.entered(namespace), IPRoute() as inside:
-            _configure(inside, name, mac, mtu, addresses, routes)
+            end = _link(inside, name)
+            if not made:
+                _set(inside, end, address=mac, mtu=mtu)
+            _ensure_addresses(inside, end["index"], addresses, made)
+            inside.link("set", index=end["index"], state="up")
+            _ensure_routes(inside, end["index"], routes)
             if not checksum_offload:
-                _disable_transmit_checksums(name)
-        _raise_up(here, host, mtu, port_id)
+                disable_transmit_checksums(name)
+        here.link("set", index=link["index"], mtu=mtu, ifalias=_alias(port_id), state="up")
         undo.pop_all()
     return host
 
@@ -109,8 +107,8 @@ def plug_tap(port_id: UUID, *, mac: str, mtu: int, owner: int | None = None) -> 
             link = _link(here, host)
         # The guest's address belongs to the guest's end; this is what libvirt gives to ours.
         _set(here, link, address=f"fe{mac[2:]}")
-        _seclude(host)
-        _raise_up(here, host, mtu, port_id)
+        seclude(host)
+        here.link("set", index=link["index"], mtu=mtu, ifalias=_alias(port_id), state="up")
         undo.pop_all()
     return host
 
@@ -120,18 +118,6 @@ def unplug(port_id: UUID) -> bool:
     host = link_name(port_id)
     with _translated(f"link {host}"), IPRoute() as here:
         return _own_link(here, host, port_id) is not None and _delete(here, host)
-
-
-def seclude(name: str) -> None:
-    """Keep the host's own network stack from answering to, or forwarding for, a port's link.
-
-    Where the switch forwards in userspace it takes a copy of what arrives on a link, and the
-    kernel goes on with the original: to a tenant's ARP request for the host's address it would
-    reply. See Documentation/howto/userspace-tunneling and "Firewall Rules" in OVS's
-    intro/install/userspace.
-    """
-    with _translated(f"link {name}"):
-        _seclude(name)
 
 
 def underlay_mtu(tunnel_ip: IPv4Address) -> tuple[str, int]:
@@ -145,24 +131,6 @@ def underlay_mtu(tunnel_ip: IPv4Address) -> tuple[str, int]:
         f"tunnel endpoint {tunnel_ip}: no interface of this host has this address. "
         "Give one that `ip address` shows, and that the other hosts reach."
     )
-
-
-# What the host's stack does with packets from a port's link, as in the kernel's ip-sysctl: answer
-# no ARP, take no packet whose source is not routed there (none is), forward nothing, no IPv6.
-_SECLUDED = {
-    "ipv4/conf/{}/arp_ignore": "8",
-    "ipv4/conf/{}/rp_filter": "1",
-    "ipv4/conf/{}/forwarding": "0",
-    "ipv6/conf/{}/disable_ipv6": "1",
-}
-
-
-def _seclude(name: str) -> None:
-    for setting, value in _SECLUDED.items():
-        path = Path("/proc/sys/net") / setting.format(name)
-        # A kernel without IPv6 has no such setting, and nothing to switch off.
-        if path.parent.parent.exists() and path.read_text().strip() != value:
-            path.write_text(value)
 
 
 def _check(name: str, mac: str, mtu: int) -> None:
@@ -252,36 +220,36 @@ def _namespace_id(here: IPRoute, namespace: int) -> int | None:
     return None if number == _NO_NAMESPACE_ID else int(number)
 
 
-def _refuse_taken(namespace: int, netns: str, name: str) -> None:
-    with namespaces.entered(namespace), IPRoute() as inside:
-        if _find(inside, name) is not None:
-            raise AlreadyExists(
-                f"network namespace {netns} already has an interface {name}, of another port "
-                "or not of virtkit's. Choose another name, or unplug the other port first."
-            )
-
-
-def _configure(
-    inside: IPRoute,
-    name: str,
-    mac: str,
-    mtu: int,
-    addresses: Iterable[IPv4Interface],
-    routes: Iterable[Route],
+def _make_pair(
+    here: IPRoute, host: str, netns: str, namespace: int, name: str, mac: str, mtu: int
 ) -> None:
-    link = _link(inside, name)
-    index = link["index"]
-    _set(inside, link, address=mac, mtu=mtu)
+    peer = {"ifname": name, "address": mac, "mtu": mtu, "net_ns_fd": namespace}
+    try:
+        here.link("add", ifname=host, kind="veth", mtu=mtu, peer=peer)
+    except NetlinkError as error:
+        if error.code != errno.EEXIST:
+            raise
+        raise AlreadyExists(
+            f"network namespace {netns} already has an interface {name}, of another port or not "
+            "of virtkit's. Choose another name, or unplug the other port first."
+        ) from error
+
+
+def _ensure_addresses(
+    inside: IPRoute, index: int, addresses: Iterable[IPv4Interface], is_new: bool
+) -> None:
     wanted = {(str(address.ip), address.network.prefixlen) for address in addresses}
-    found = {
-        (address.get_attr("IFA_ADDRESS"), address["prefixlen"])
-        for address in inside.get_addr(family=socket.AF_INET, index=index)
-    }
+    found = set()
+    if not is_new:
+        for address in inside.get_addr(family=socket.AF_INET, index=index):
+            found.add((address.get_attr("IFA_ADDRESS"), address["prefixlen"]))
     for ip, prefix in found - wanted:
         inside.addr("del", index=index, address=ip, prefixlen=prefix)
     for ip, prefix in wanted - found:
         inside.addr("add", index=index, address=ip, prefixlen=prefix)
-    inside.link("set", index=index, state="up")
+
+
+def _ensure_routes(inside: IPRoute, index: int, routes: Iterable[Route]) -> None:
     for route in routes:
         inside.route("replace", dst=str(route.destination), gateway=str(route.via), oif=index)
 
@@ -293,20 +261,6 @@ def _set(netlink: IPRoute, link: Any, **wanted: str | int) -> None:
     }
     if differing:
         netlink.link("set", index=link["index"], **differing)
-
-
-def _raise_up(here: IPRoute, host: str, mtu: int, port_id: UUID) -> None:
-    link = _link(here, host)
-    _set(here, link, mtu=mtu, ifalias=_alias(port_id))
-    here.link("set", index=link["index"], state="up")
-
-
-def _disable_transmit_checksums(name: str) -> None:
-    """`ethtool -K NAME tx off`, by the ioctl of ethtool.h."""
-    value = ctypes.create_string_buffer(struct.pack("=II", ETHTOOL_STXCSUM, 0))
-    request = struct.pack("=16sQ16x", name.encode(), ctypes.addressof(value))
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-        fcntl.ioctl(any_socket, SIOCETHTOOL, request)
 
 
 @contextmanager
