@@ -1,23 +1,25 @@
-"""Which datapath this host's kernel can run: Open vSwitch's own, or none."""
+"""Which of Open vSwitch's datapaths this host can have."""
 
 import errno
 
+from pyroute2 import NetlinkError
 from pyroute2.netlink import genlmsg
-from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.generic import GenericNetlinkSocket
 
+KERNEL, USERSPACE = "system", "netdev"
 
-def kernel_has_datapath() -> bool:
-    """Whether the kernel has Open vSwitch's datapath, loading its module if it can.
 
-    `datapath_types` of the local database lists `system` either way. What tells is the kernel's
-    generic netlink family: looking it up makes the kernel load the module that provides it.
+def datapath_type() -> str:
+    """The kernel's datapath where there is one, else the one in userspace.
+
+    What ovs-vswitchd lists as `datapath_types` is what it was built with, so the kernel is asked.
+    It loads the module on this question if it has it.
     """
-    with GenericNetlinkSocket() as socket:
-        try:
-            socket.bind("ovs_datapath", genlmsg)
-        except NetlinkError as error:
-            if error.code == errno.ENOENT:
-                return False
+    try:
+        with GenericNetlinkSocket() as netlink:
+            netlink.bind("ovs_datapath", genlmsg)
+    except NetlinkError as error:
+        if error.code != errno.ENOENT:
             raise
-    return True
+        return USERSPACE
+    return KERNEL
