@@ -75,14 +75,12 @@ def create(cluster: Cluster, name: PoolName, replicas: int | None, pg_num: int |
     cluster.raw_command("osd pool create", **arguments)
 
 
-def prepare(cluster: Cluster, name: PoolName) -> None:
-    """Make a pool fit for tenants: RBD's own objects, and the tag that tenants' caps refer to."""
+def tag(cluster: Cluster, name: PoolName) -> None:
+    """Mark a pool as one for tenants, by the tag that their caps refer to."""
     cluster.raw_command("osd pool application enable", pool=name, app=caps.APPLICATION)
     cluster.raw_command(
         "osd pool application set", pool=name, app=caps.APPLICATION, key=caps.TAG, value=name
     )
-    with translated(f"pool {name}"), cluster.pool(name) as context:
-        rbd.RBD().pool_init(context, True)
 
 
 def untag(cluster: Cluster, name: PoolName) -> None:
@@ -94,6 +92,15 @@ def untag(cluster: Cluster, name: PoolName) -> None:
     except CommandFailed as error:
         if error.code != errno.ENOENT:
             raise
+
+
+def initialise(cluster: Cluster, name: PoolName) -> None:
+    """Write the objects that RBD wants in each pool, unless they are there.
+
+    Not when the pool is made: a pool that is to be a cache must be empty.
+    """
+    with translated(f"pool {name}"), cluster.pool(name) as context:
+        rbd.RBD().pool_init(context, True)
 
 
 def residents(cluster: Cluster, name: PoolName) -> Sequence[str]:

@@ -99,9 +99,9 @@ def apply(cluster: Cluster, step: Step, tier: Tier, wanted: Limits) -> None:
     command[step]()
 
 
-def untag(cluster: Cluster, cache: PoolName) -> None:
-    """Take from a former cache the base's tag, and with it what tenants' keys could do there."""
-    pools.untag(cluster, cache)
+def retag(cluster: Cluster, cache: PoolName) -> None:
+    """Give a former cache its own tag again; Ceph had given it the base's."""
+    pools.tag(cluster, cache)
 
 
 def drain(cluster: Cluster, cache: PoolName) -> None:
@@ -121,9 +121,9 @@ def drain(cluster: Cluster, cache: PoolName) -> None:
 
 
 def confirm_empty(cluster: Cluster, cache: PoolName) -> None:
-    """Wait until the manager, too, counts nothing in the cache; it also counts whiteouts.
+    """Wait until the manager, too, counts nothing in the cache: a second, independent witness.
 
-    A whiteout is a deletion that the base has not seen; listing objects does not show it.
+    Its counts include snapshots' copies of objects, which a listing does not name.
     """
     give_up = time.monotonic() + STATISTICS_LAG_S
     while True:

@@ -23,6 +23,7 @@ def create(fabric: Fabric, cluster: Cluster, tenant: str, pool: PoolName) -> Nam
         raise AlreadyExists(
             f"the namespace of tenant {tenant} in pool {pool} is {entry.record.state} already."
         )
+    pools.initialise(cluster, pool)
     namespaces.create(cluster, pool, entry.record.tenant)
     _set_caps(fabric, cluster, entry.record.tenant, and_in=pool)
     transaction = fabric.transaction()
@@ -35,7 +36,8 @@ def create(fabric: Fabric, cluster: Cluster, tenant: str, pool: PoolName) -> Nam
 def repair(fabric: Fabric, cluster: Cluster, tenant: str, pool: PoolName) -> Namespace:
     """Bring back what Ceph has lost of a ready namespace: itself, the tenant's key, its caps."""
     entry = catalog.namespace(fabric, tenant, pool)
-    pools.prepare(cluster, pool)
+    pools.tag(cluster, pool)
+    pools.initialise(cluster, pool)
     namespaces.create(cluster, pool, entry.record.tenant)
     _set_caps(fabric, cluster, entry.record.tenant)
     return entry.record

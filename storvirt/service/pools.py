@@ -54,7 +54,7 @@ def create(
         _refuse_unfit(pools.describe(cluster, name))
     else:
         pools.create(cluster, name, replicas, pg_num)
-    pools.prepare(cluster, name)
+    pools.tag(cluster, name)
     return _mark(fabric, cluster, name)
 
 
@@ -84,15 +84,15 @@ def delete(fabric: Fabric, cluster: Cluster, name: PoolName) -> None:
                 f"pool {name} still holds {', '.join(residents[:5])}"
                 f"{' and more' if len(residents) > 5 else ''}. Remove them first."
             )
-    transaction = fabric.transaction()
-    transaction.update(row, {"state": State.DELETING})
-    transaction.require_none("StorageNamespace", pool=row.id)
     spaces = [e.record for e in catalog.namespaces(fabric) if e.record.pool == name]
     if spaces:
         raise Refused(
             f"pool {name} holds namespaces of {', '.join(space.tenant for space in spaces)}. "
             f"First: svctl namespace delete {spaces[0].tenant} --pool {name}."
         )
+    transaction = fabric.transaction()
+    transaction.require_none("StorageNamespace", pool=row.id)
+    transaction.update(row, {"state": State.DELETING})
     transaction.commit()
     if row["adopted"]:
         pools.untag(cluster, name)

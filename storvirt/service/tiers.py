@@ -94,7 +94,7 @@ def remove(
             if time.monotonic() >= give_up:
                 raise Refused(_stuck(cluster, base, cache))
             time.sleep(1)
-    tiers.untag(cluster, cache)
+    tiers.retag(cluster, cache)
 
 
 def _cache(cluster: Cluster, base: PoolName) -> PoolName:
