@@ -1,9 +1,8 @@
 """Running virtual machines: start one, wait for it, run commands in it, stop it.
 
-What a machine consists of is lab/machine.py; this module acts. QEMU is started through a
-launcher that the caller gives, so that it runs inside a lab host (`host.popen`) or, for tests
-of the guest alone, right here. All waits have an end, and an error carries the tail of the
-guest's console.
+What a machine consists of is lab/machine.py; this module acts. QEMU runs where the caller says:
+in a host of a lab or, for tests of the guest alone, right here. All waits have an end, and an
+error carries the tail of the guest's console.
 """
 
 import subprocess
@@ -24,19 +23,47 @@ CONSOLE_TAIL_BYTES = 2000
 POLL_S = 0.02
 
 
-class Launcher(Protocol):
-    """Starts a program: `subprocess.Popen`, or the like of it inside a lab host."""
+class Place(Protocol):
+    """Where QEMU runs: a `lab.host.Host`, or `Here`."""
 
-    def __call__(
+    def popen(
         self,
         argv: Sequence[str],
-        /,
         *,
         stdin: int,
         stdout: IO[bytes],
         stderr: int,
         start_new_session: bool,
-    ) -> subprocess.Popen[bytes]: ...
+    ) -> subprocess.Popen[bytes]:
+        """A program started in that place."""
+        ...
+
+    def path(self, path: str | Path) -> Path:
+        """A file of that place, by a name that works for us."""
+        ...
+
+
+class Here:
+    """This machine itself, no lab."""
+
+    def popen(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: int,
+        stdout: IO[bytes],
+        stderr: int,
+        start_new_session: bool,
+    ) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            argv, stdin=stdin, stdout=stdout, stderr=stderr, start_new_session=start_new_session
+        )
+
+    def path(self, path: str | Path) -> Path:
+        return Path(path)
+
+
+HERE = Here()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +84,7 @@ class VirtualMachine:
     def __init__(
         self, machine: Machine, workplace: Workplace, process: subprocess.Popen[bytes]
     ) -> None:
+        """`workplace` is its directory by the name that works for us."""
         self.machine = machine
         self.workplace = workplace
         self.process = process
@@ -67,18 +95,23 @@ class VirtualMachine:
         cls,
         machine: Machine,
         directory: Path,
-        launch: Launcher = subprocess.Popen,
+        place: Place = HERE,
         accelerator: Accelerator | None = None,
     ) -> Self:
-        """QEMU running `machine`, with its log and sockets in `directory`. Boot is not awaited."""
-        workplace = Workplace(directory.absolute())
-        argv = qemu_argv(machine, workplace, accelerator or best_accelerator(machine.guest))
-        directory.mkdir(parents=True, exist_ok=True)
+        """QEMU running `machine` in `place`. The boot is not awaited.
+
+        Its log and sockets are in `directory` of that place; under `/run` of a lab host they go
+        with the host.
+        """
+        accelerator = accelerator or best_accelerator(machine.guest)
+        argv = qemu_argv(machine, Workplace(directory.absolute()), accelerator)
+        workplace = Workplace(place.path(directory.absolute()))
+        workplace.directory.mkdir(parents=True, exist_ok=True)
         for left_by_an_earlier_run in (workplace.shell, workplace.console):
             left_by_an_earlier_run.unlink(missing_ok=True)
         with workplace.qemu_log.open("wb") as log:
             try:
-                process = launch(
+                process = place.popen(
                     argv,
                     stdin=subprocess.DEVNULL,
                     stdout=log,

@@ -7,16 +7,18 @@ on red's network with its root in RBD is tested where those are.
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from lab.accelerator import starts_on
 from lab.guest import Guest, build
-from lab.machine import Machine, Nic, file_disk
+from lab.machine import Accelerator, Machine, Nic, file_disk
 from lab.vm import Lease, VirtualMachine
 from tenancy.errors import BackendUnavailable
 
@@ -54,8 +56,11 @@ class Wire:
         done = subprocess.run(self.command(list(argv)), capture_output=True, text=True, check=True)
         return done.stdout
 
-    def popen(self, argv: list[str], /, **options: object) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(self.command(list(argv)), **options)  # type: ignore[call-overload]
+    def popen(self, argv: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(self.command(list(argv)), **options)
+
+    def path(self, path: str | Path) -> Path:
+        return Path(path)
 
     def serve_dhcp(self, routes: str) -> subprocess.Popen[bytes]:
         configuration = self.directory / "udhcpd.conf"
@@ -93,10 +98,15 @@ def machine(guest: Guest, disk: Path, *nics: Nic) -> Machine:
     return Machine(name="vm1", guest=guest, disk=file_disk(disk, "qcow2"), nics=nics)
 
 
+def test_probe_tells_a_guest_that_starts_from_one_that_does_not(guest: Guest) -> None:
+    assert starts_on(Accelerator.TCG, guest, timeout_s=30)
+    assert not starts_on(Accelerator.TCG, guest, timeout_s=0.1)
+
+
 def test_address_mtu_and_routes_come_from_dhcp(guest: Guest, disk: Path, wire: Wire) -> None:
     dhcp = wire.serve_dhcp("option router 10.99.0.1")
     vm = VirtualMachine.start(
-        machine(guest, disk, Nic(tap="tap0", mac=MAC)), wire.directory, launch=wire.popen
+        machine(guest, disk, Nic(tap="tap0", mac=MAC)), wire.directory, place=wire
     )
     try:
         vm.wait_for_boot()
@@ -130,7 +140,7 @@ def test_classless_routes_take_the_place_of_the_router(
         "option router 10.99.0.9\noption staticroutes 10.50.0.0/16 10.99.0.1, 0.0.0.0/0 10.98.0.1"
     )
     vm = VirtualMachine.start(
-        machine(guest, disk, Nic(tap="tap0", mac=MAC)), wire.directory, launch=wire.popen
+        machine(guest, disk, Nic(tap="tap0", mac=MAC)), wire.directory, place=wire
     )
     try:
         vm.wait_for_boot()
