@@ -32,6 +32,9 @@ UDP = 17
 DHCP_CLIENT, DHCP_SERVER = 68, 67
 GROUP_BIT = 1 << 40
 
+# Segment ids of networks begin at 1.
+GREETING_SEGMENT = 0
+
 IS_ARP = Condition(f.ETH_TYPE, ETH_ARP)
 IS_IPV4 = Condition(f.ETH_TYPE, ETH_IPV4)
 IS_UDP = (IS_IPV4, Condition(f.IP_PROTO, UDP))
@@ -70,7 +73,10 @@ def base(tunnels: Mapping[Overlay, int]) -> Iterator[Flow]:
 
     for ofport in tunnels.values():
         mark = SetField(f.FLAGS, f.FROM_TUNNEL)
-        yield _flow(t.CLASSIFY, 100, (Condition(f.IN_PORT, ofport),), (mark, Goto(t.TUNNEL.id)))
+        came_in = (Condition(f.IN_PORT, ofport),)
+        yield _flow(t.CLASSIFY, 100, came_in, (mark, Goto(t.TUNNEL.id)))
+    # A greeting (see `greeting`) has done its work when it arrives; it is no loss.
+    yield _flow(t.TUNNEL, 200, (Condition(f.TUN_ID, GREETING_SEGMENT),), ())
 
     # What no flow of a port has let through by now is false ARP, not merely a false MAC.
     yield _flow(t.GUARD_MAC, 50, (IS_ARP,), _drop(t.Reason.ARP_SOURCE))
@@ -86,6 +92,19 @@ def base(tunnels: Mapping[Overlay, int]) -> Iterator[Flow]:
     yield _flow(t.ARP, 20, (IS_ARP, Condition(f.ARP_OP, 1)), _drop(t.Reason.ARP_UNKNOWN))
     yield _flow(t.L2, 50, (Condition(f.ETH_DST, GROUP_BIT, GROUP_BIT),), (Goto(t.FLOOD.id),))
     yield _flow(t.OUTPUT, 1, (), (OutputTo(f.OUTPUT),))
+
+
+def greeting(tunnel: int, endpoint: IPv4Address) -> tuple[Action, ...]:
+    """What to do with a frame so that the switch resolves an endpoint's underlay address.
+
+    The userspace datapath drops the first packet to an endpoint while it asks for the MAC; this
+    makes that packet one that nobody misses.
+    """
+    return (
+        SetField(f.TUN_ID, GREETING_SEGMENT),
+        SetField(f.TUN_DST, int(endpoint)),
+        Output(tunnel),
+    )
 
 
 def drop_counters() -> dict[t.Reason, Flow]:

@@ -10,7 +10,7 @@ nothing to do.
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -18,6 +18,7 @@ from pathlib import Path
 import ovs.poller
 import structlog
 
+from netvirt import compile as compiler
 from netvirt.agent import bindings, interest
 from netvirt.agent.dhcp_server import DhcpServer
 from netvirt.agent.knowledge import Knowledge
@@ -25,9 +26,9 @@ from netvirt.agent.programmer import Programmer
 from netvirt.agent.topology import Topology
 from netvirt.backends import links
 from netvirt.backends.openflow import DEFAULT_RUN_DIR, Switch
-from netvirt.backends.openflow_events import PacketIn
+from netvirt.backends.openflow_events import Connected, PacketIn
 from netvirt.backends.vswitch import DEFAULT_REMOTE, Bridge, VSwitch
-from netvirt.model import Overlay, PortId
+from netvirt.model import GATEWAY_MAC, Overlay, PortId
 from netvirt.rows import AGENT_COLUMNS
 from netvirt.service.hosts import HEARTBEAT_S
 from tenancy.backends.codec import Row
@@ -37,6 +38,8 @@ from tenancy.errors import VirtkitError
 log = structlog.get_logger()
 
 TUNNEL_NAMES = {Overlay.VXLAN: "vk-vxlan", Overlay.GRE: "vk-gre"}
+# The shortest Ethernet frame, broadcast, of the experimental EtherType 0x88b5 (IEEE 802a).
+EMPTY_FRAME = b"\xff" * 6 + int(GATEWAY_MAC).to_bytes(6, "big") + b"\x88\xb5" + bytes(46)
 # The longest the loop sleeps when nothing happens: the heartbeat, with some room.
 IDLE_MS = 1000
 
@@ -80,6 +83,7 @@ class Agent:
         self._interfaces_seen: object = None
         self._bridge_ready = False
         self._unexamined: set[PortId] = set()
+        self._greeted: frozenset[IPv4Address] = frozenset()
         self._acknowledged = -1
         self._heartbeat_due = 0.0
         self._ready_file = config.run_dir / "agent.ready"
@@ -112,6 +116,7 @@ class Agent:
         if self._take_in():
             self._ask_for_rows()
             self._fit_mtu()
+            self._greet(self._knowledge.endpoints() - self._greeted)
         self._programmer.step(hold=not self._may_program)
         self._write_rows()
         self._tell_ready()
@@ -128,8 +133,11 @@ class Agent:
         for event in self._switch.run():
             if isinstance(event, PacketIn):
                 self._dhcp.receive(event)
-            else:
-                self._programmer.receive(event)
+                continue
+            if isinstance(event, Connected):
+                # A switch that was restarted has forgotten its neighbours with its flows.
+                self._greeted = frozenset()
+            self._programmer.receive(event)
 
         interfaces = self._vswitch.interfaces()
         new_interfaces = self._vswitch.connected and interfaces is not self._interfaces_seen
@@ -183,6 +191,15 @@ class Agent:
             if network is not None and interface.mtu not in (None, network.mtu_bytes):
                 self._vswitch.ensure_mtu(interface.name, network.mtu_bytes)
 
+    def _greet(self, endpoints: Collection[IPv4Address]) -> None:
+        """Have the switch resolve these endpoints before a tenant's packet needs them."""
+        tunnel = next(iter(self._topology.tunnels.values()), None)
+        if tunnel is None or not self._switch.connected:
+            return
+        for endpoint in endpoints:
+            self._switch.packet_out(compiler.greeting(tunnel, endpoint), EMPTY_FRAME)
+        self._greeted = (self._greeted | frozenset(endpoints)) & self._knowledge.endpoints()
+
     def _write_rows(self) -> None:
         if not self._watch.settled or self._watch.writing or not self._switch.connected:
             return
@@ -234,6 +251,8 @@ class Agent:
         now = time.monotonic()
         if now >= self._heartbeat_due or own is None:
             self._heartbeat_due = now + HEARTBEAT_S
+            # The switch forgets a neighbour that it has not used for some minutes.
+            self._greet(self._knowledge.endpoints())
             wanted: dict[str, object] = {
                 "name": self._config.host_name,
                 "tunnel_ip": str(self._config.tunnel_ip),

@@ -10,6 +10,7 @@ from netvirt.backends import dhcp_frames
 from netvirt.backends.openflow import Switch
 from netvirt.backends.openflow_events import PacketIn
 from netvirt.model import GATEWAY_MAC, Network, Port, PortId
+from netvirt.pipeline.flow import Output
 
 log = structlog.get_logger()
 
@@ -39,7 +40,7 @@ class DhcpServer:
         if reply is None:
             self.counts["no answer due"] += 1
             return
-        self._switch.packet_out(packet.in_port, dhcp_frames.render(reply))
+        self._switch.packet_out([Output(packet.in_port)], dhcp_frames.render(reply))
         self.counts["answered"] += 1
 
     def _lease(self, in_port: int) -> dhcp.Lease | None:

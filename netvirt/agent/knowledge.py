@@ -5,6 +5,7 @@ no clock.
 """
 
 from collections.abc import Mapping
+from ipaddress import IPv4Address
 from uuid import UUID
 
 from netvirt import rows
@@ -121,6 +122,11 @@ class Knowledge:
     def remote_hosts(self) -> frozenset[str]:
         """Other hosts that hold ports of the networks held here."""
         return frozenset(host for host, ports in self._bound_to.items() if ports)
+
+    def endpoints(self) -> frozenset[IPv4Address]:
+        """Tunnel endpoints of those hosts, as far as known."""
+        hosts = (self.hosts.get(name) for name in self.remote_hosts() - {self.host_name})
+        return frozenset(host.tunnel_ip for host in hosts if host and host.tunnel_ip)
 
     # Indexes
 

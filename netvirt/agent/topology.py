@@ -21,7 +21,7 @@ class Topology:
     """Networks, ports and where they are, on one side; flows on the other."""
 
     def __init__(self) -> None:
-        self._tunnels: Mapping[Overlay, int] = {}
+        self.tunnels: Mapping[Overlay, int] = {}
         self._networks: dict[NetworkId, Network] = {}
         self._ports: dict[PortId, tuple[Port, Location]] = {}
         self._members: dict[NetworkId, set[PortId]] = {}
@@ -35,9 +35,9 @@ class Topology:
 
     def set_tunnels(self, tunnels: Mapping[Overlay, int]) -> None:
         """The OpenFlow port of each overlay's tunnel interface."""
-        if tunnels == self._tunnels:
+        if tunnels == self.tunnels:
             return
-        self._tunnels = dict(tunnels)
+        self.tunnels = dict(tunnels)
         self._dirty.add(_BASE)
         for network in self._networks:
             self._mark_network_and_ports(network)
@@ -89,20 +89,20 @@ class Topology:
 
     def _compile(self, key: _Key) -> Iterable[Flow]:
         if isinstance(key, str):
-            return compiler.base(self._tunnels)
+            return compiler.base(self.tunnels)
         kind, object_id = key
         if kind == "network":
             network = self._networks.get(NetworkId(object_id))
             if network is None:
                 return ()
-            tunnel = self._tunnels.get(network.overlay)
+            tunnel = self.tunnels.get(network.overlay)
             local = self._local.get(network.id, Counter())
             return compiler.network(network, tunnel, local, self._remote.get(network.id, Counter()))
         entry = self._ports.get(PortId(object_id))
         network = self._networks.get(entry[0].network) if entry else None
         if entry is None or network is None:
             return ()
-        return compiler.port(entry[0], network, entry[1], self._tunnels.get(network.overlay))
+        return compiler.port(entry[0], network, entry[1], self.tunnels.get(network.overlay))
 
     def _remember(self, port_id: PortId, port: Port, location: Location) -> None:
         self._ports[port_id] = (port, location)

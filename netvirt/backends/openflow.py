@@ -9,7 +9,7 @@ import os
 import select
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import ovs.poller
@@ -23,7 +23,7 @@ from netvirt.backends.openflow_events import (
     FlowsListed,
 )
 from netvirt.observed import InstalledFlow
-from netvirt.pipeline.flow import FlowChanges
+from netvirt.pipeline.flow import Action, FlowChanges
 from tenancy.errors import BackendUnavailable
 
 DEFAULT_RUN_DIR = Path("/run/openvswitch")
@@ -95,9 +95,9 @@ class Switch:
         if self.connected:
             self._conversation.ensure_meters(rates)
 
-    def packet_out(self, port: int, frame: bytes) -> None:
-        """Send a frame out of a port; dropped when the connection is not there or is choked."""
-        self._conversation.packet_out(port, frame)
+    def packet_out(self, actions: Sequence[Action], frame: bytes) -> None:
+        """Do this with a frame; it is dropped when the connection is not there or is choked."""
+        self._conversation.packet_out(actions, frame)
 
     # The loop
 

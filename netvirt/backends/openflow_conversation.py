@@ -6,10 +6,11 @@ follow the meter. Frames to send overtake them.
 
 import struct
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from os_ken.ofproto import ofproto_v1_5 as ofproto
 
+from netvirt.backends import openflow_flows as flows
 from netvirt.backends import openflow_messages as messages
 from netvirt.backends.openflow_events import Connected, Event
 from netvirt.backends.openflow_operations import (
@@ -18,7 +19,7 @@ from netvirt.backends.openflow_operations import (
     ListFlows,
     Operation,
 )
-from netvirt.pipeline.flow import FlowChanges
+from netvirt.pipeline.flow import Action, FlowChanges
 
 # How much of a bundle is encoded ahead of the socket, and from when on frames are dropped.
 _AHEAD_BYTES = 128 * 1024
@@ -55,11 +56,11 @@ class Conversation:
     def ensure_meters(self, rates: Mapping[int, int]) -> None:
         self._waiting.append(EnsureMeters(rates))
 
-    def packet_out(self, port: int, frame: bytes) -> None:
+    def packet_out(self, actions: Sequence[Action], frame: bytes) -> None:
         if not self.connected or len(self._sending) > _FULL_BYTES:
             self.frames_dropped += 1
             return
-        self._sending += messages.packet_out(self._take_xids(1), port, frame)
+        self._sending += flows.packet_out(self._take_xids(1), actions, frame)
 
     def probe(self) -> None:
         """Have the switch say something."""

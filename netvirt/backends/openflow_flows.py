@@ -1,4 +1,4 @@
-"""Flows as bytes: bundle messages that add and delete them, and the list of those installed.
+"""Flows and their actions as bytes: bundles that change flows, the list of them, packets out.
 
 Field headers, actions and struct formats are os-ken's; its message objects are not used here.
 Building one per flow costs some fifteen times as much, and an agent sends and lists tens of
@@ -6,7 +6,7 @@ thousands of flows. tests/unit/test_netvirt_openflow.py compares the bytes with 
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache, lru_cache
 from typing import Any
 
@@ -16,7 +16,7 @@ from os_ken.ofproto import ofproto_v1_5_parser as parser
 
 from netvirt.backends.openflow_messages import BUNDLE_FLAGS, DATAPATH, HEADER, VERSION, encode
 from netvirt.observed import InstalledFlow
-from netvirt.pipeline.fields import Field
+from netvirt.pipeline.fields import Field, Kind
 from netvirt.pipeline.flow import (
     Action,
     Condition,
@@ -176,8 +176,28 @@ def _os_ken_action(action: Action) -> Any:
             return parser.OFPActionOutput(ofproto.OFPP_CONTROLLER, ofproto.OFPCML_NO_BUFFER)
         case Meter(id):
             return parser.OFPActionMeter(id)
+        case SetField(field, value):
+            number = field.kind in (Kind.DECIMAL, Kind.HEX)
+            told = value if number else field.text(value)
+            return parser.OFPActionSetField(**{_oxm_name(field.name): told})
         case _:
             raise TypeError(f"{action} is not encoded here")
+
+
+# Packets out
+
+
+def packet_out(xid: int, actions: Sequence[Action], frame: bytes) -> bytes:
+    return encode(
+        parser.OFPPacketOut(
+            DATAPATH,
+            buffer_id=ofproto.OFP_NO_BUFFER,
+            match=parser.OFPMatch(in_port=ofproto.OFPP_CONTROLLER),
+            actions=[_os_ken_action(action) for action in actions],
+            data=frame,
+        ),
+        xid,
+    )
 
 
 # Flow lists

@@ -50,19 +50,6 @@ def whole_packet_ins(xid: int) -> bytes:
     )
 
 
-def packet_out(xid: int, port: int, frame: bytes) -> bytes:
-    return encode(
-        parser.OFPPacketOut(
-            DATAPATH,
-            buffer_id=ofproto.OFP_NO_BUFFER,
-            match=parser.OFPMatch(in_port=ofproto.OFPP_CONTROLLER),
-            actions=[parser.OFPActionOutput(port)],
-            data=frame,
-        ),
-        xid,
-    )
-
-
 # Meters
 
 

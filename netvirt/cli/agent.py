@@ -31,7 +31,7 @@ def run(
 ) -> None:
     """Run the agent in the foreground until SIGTERM. Stopping it leaves traffic as it is."""
     from netvirt.agent.agent import Agent, AgentConfig
-    from netvirt.backends.datapath import kernel_has_datapath
+    from netvirt.backends.datapath import datapath_type
 
     settings = session(context).settings
     text = tunnel_ip or settings.host.tunnel_ip
@@ -45,7 +45,7 @@ def run(
         db=settings.db,
         host_name=settings.host.name,
         tunnel_ip=endpoint,
-        datapath_type=datapath or ("system" if kernel_has_datapath() else "netdev"),
+        datapath_type=datapath or datapath_type(),
         crush_host=settings.host.crush_host,
         version=version("virtkit"),
     )
