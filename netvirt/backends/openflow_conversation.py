@@ -107,7 +107,7 @@ class Conversation:
                 event = self._take(version, kind, xid, message)
                 if event is not None:
                     events.append(event)
-        except (struct.error, AttributeError) as error:
+        except struct.error as error:
             raise ProtocolError(f"a malformed message ({error})") from error
         del self._received[:at]
         return events

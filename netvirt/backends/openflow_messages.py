@@ -62,9 +62,7 @@ def parse_meters(message: bytes) -> dict[int, int | None]:
 
     None stands for a meter that is not as `meter_mod` writes them.
     """
-    version, kind, length, xid = HEADER.unpack_from(message)
-    reply = _parse_message(DATAPATH, version, kind, length, xid, message)
-    return {meter.meter_id: _meter_rate(meter) for meter in reply.body}
+    return {meter.meter_id: _meter_rate(meter) for meter in _parse(message).body}
 
 
 def _meter_rate(meter: Any) -> int | None:
@@ -122,8 +120,7 @@ def is_last_part(message: bytes) -> bool:
 
 
 def parse_packet_in(message: bytes) -> PacketIn:
-    version, kind, length, xid = HEADER.unpack_from(message)
-    packet = _parse_message(DATAPATH, version, kind, length, xid, message)
+    packet = _parse(message)
     return PacketIn(
         cookie=packet.cookie,
         table=packet.table_id,
@@ -140,3 +137,11 @@ def error_text(message: bytes) -> str:
     type_, code = struct.unpack_from(ofproto.OFP_ERROR_MSG_PACK_STR, message, HEADER.size)
     names: dict[str, str] = ofproto.ofp_error_to_jsondict(type_, code)
     return f"{names['type']}, {names['code']}"
+
+
+def _parse(message: bytes) -> Any:
+    """The os-ken message of these bytes; raises `struct.error`."""
+    parsed = _parse_message(DATAPATH, *HEADER.unpack_from(message), message)
+    if parsed is None:
+        raise struct.error("os-ken can't read it")
+    return parsed
