@@ -132,21 +132,32 @@ def _talk(text: str) -> None:
 
 def _run_attached(host: Host, command: list[str]) -> int:
     """Run a command on this terminal and return its exit code, 128+N if signal N ended it."""
+    process: subprocess.Popen[Any] | None = None
+    early: list[int] = []
+
+    def pass_on(number: int, _: object) -> None:
+        if process is None:
+            early.append(number)
+        else:
+            process.send_signal(number)
+
+    # The terminal itself sends SIGINT and SIGQUIT to the command also. Functions, not SIG_IGN,
+    # because that the command would inherit.
+    for expected in (signal.SIGINT, signal.SIGQUIT):
+        signal.signal(expected, lambda *_: None)
+    for passed_on in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(passed_on, pass_on)
     try:
-        process: subprocess.Popen[Any] = host.popen(command, cwd=_directory())
+        process = host.popen(command, cwd=_directory())
     except FileNotFoundError:
         _talk(f"virtlab: {host.name}: {command[0]} is not installed.")
         return 127
     except PermissionError:
         _talk(f"virtlab: {host.name}: {command[0]} can't be executed.")
         return 126
-
-    # The terminal sends SIGINT and SIGQUIT to the command as well; others are meant for it.
-    for ignored in (signal.SIGINT, signal.SIGQUIT):
-        signal.signal(ignored, signal.SIG_IGN)
-    for passed_on in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(passed_on, lambda number, _: process.send_signal(number))
-    code = process.wait()
+    for number in early:
+        process.send_signal(number)
+    code: int = process.wait()
     return code if code >= 0 else 128 - code
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lab import waiting
+from lab.linux import Stat
 from tenancy.errors import BackendUnavailable
 
 if TYPE_CHECKING:
@@ -59,23 +60,30 @@ def start(host: "Host", daemon: Daemon) -> None:
         host.path(file).unlink(missing_ok=True)
     daemon.before(host)
     # The shell records its own number, which exec keeps. `setsid --fork` makes the daemon a
-    # child of the host's process 1, which reaps it when it ends.
+    # child of the host's process 1, which reaps it when it ends. Nothing of the environment of
+    # whoever starts it reaches it, VIRTKIT_DB for instance.
+    environment = {"HOME": "/root", "LANG": "C.UTF-8", "PATH": host.search_path}
+    environment |= {**daemon.environment, _MARK: daemon.name}
     script = 'exec >>"$0" 2>&1 </dev/null && echo $$ >"$1" && shift && exec "$@"'
     host.run(
-        ["setsid", "--fork", "sh", "-c", script, daemon.log, _pid_file(daemon), *daemon.argv],
-        environment={**daemon.environment, _MARK: daemon.name},
+        [
+            *("setsid", "--fork", "env", "-i"),
+            *(f"{name}={value}" for name, value in environment.items()),
+            *("sh", "-c", script, daemon.log, _pid_file(daemon), *daemon.argv),
+        ]
     )
 
-    def ready_or_ended() -> bool:
-        return daemon.ready(host) or (_has_started(host, daemon) and not is_running(host, daemon))
+    def has_ended() -> bool:
+        started = host.path(_pid_file(daemon)).exists()
+        return not host.process.runs() or (started and not is_running(host, daemon))
 
     waiting.until(
-        ready_or_ended,
+        lambda: daemon.ready(host) or has_ended(),
         what=f"{host.name}: {daemon.name} is not ready",
         timeout_s=daemon.timeout_s,
         explain=lambda: log_tail(host, daemon),
     )
-    if not is_running(host, daemon):
+    if has_ended():
         raise BackendUnavailable(
             f"{host.name}: {daemon.name} ended as soon as it was started\n{log_tail(host, daemon)}"
         )
@@ -141,10 +149,6 @@ def _pid_file(daemon: Daemon) -> str:
     return f"{_RUN_DIRECTORY}/{daemon.name}.pid"
 
 
-def _has_started(host: "Host", daemon: Daemon) -> bool:
-    return host.path(_pid_file(daemon)).exists()
-
-
 def _open(host: "Host", daemon: Daemon) -> int | None:
     """The daemon's directory in /proc, which serves as a pidfd; None if it does not run.
 
@@ -158,15 +162,14 @@ def _open(host: "Host", daemon: Daemon) -> int | None:
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except (FileNotFoundError, ValueError):
         return None
-    process = Path(f"/proc/self/fd/{descriptor}")
     try:
-        environment = (process / "environ").read_bytes().split(b"\0")
-        state = (process / "stat").read_text().rpartition(")")[2].split()[0]
+        environment = Path(f"/proc/self/fd/{descriptor}/environ").read_bytes().split(b"\0")
+        ended = Stat.parse(Path(f"/proc/self/fd/{descriptor}/stat").read_text()).has_ended
     except (FileNotFoundError, ProcessLookupError):
-        environment, state = [], "X"
+        environment, ended = [], True
     # The environment reads as empty while exec() replaces the shell by the daemon.
     marked = environment == [b""] or f"{_MARK}={daemon.name}".encode() in environment
-    if marked and state not in "ZX":
+    if marked and not ended:
         return descriptor
     os.close(descriptor)
     return None

@@ -4,6 +4,7 @@ A host is kept by its process 1 (`lab.init`) and known by that process's number,
 of the machine can find and use it; nothing here is specific to the process that made it.
 """
 
+import contextlib
 import os
 import select
 import signal
@@ -24,6 +25,7 @@ CTL = "ctl"
 
 Result = TypeVar("Result")
 
+_STANDARD_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _BOOT_TIMEOUT_S = 30.0
 _STOP_TIMEOUT_S = 30.0
 
@@ -41,6 +43,12 @@ class Host:
         self.address = address
         self.daemons = {daemon.name: daemon for daemon in daemons}
 
+    @property
+    def search_path(self) -> str:
+        """The PATH in the host: first the directory of `nvctl` and `svctl`, the virtual
+        environment's also when that is not active."""
+        return f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}:{_STANDARD_PATH}"
+
     # Commands and functions
 
     def run(
@@ -57,7 +65,8 @@ class Host:
 
         `environment` adds to the one a command finds (see `popen`). `netns` runs it in a network
         namespace of the host, one that `add_netns` made. BackendUnavailable if it takes longer
-        than the time given (it is killed), or, with `check`, if it fails.
+        than the time given (it is killed), or, with `check`, if it fails. It is finished when
+        its output is closed, so what it leaves running must not keep that.
         """
         process = self.popen(
             argv,
@@ -73,8 +82,10 @@ class Host:
         try:
             stdout, stderr = process.communicate(input, timeout=timeout_s)
         except subprocess.TimeoutExpired as error:
-            process.kill()
-            process.communicate()
+            with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                os.killpg(process.pid, signal.SIGKILL)
+                # What has left the group and holds the output must not hold this up.
+                process.communicate(timeout=1)
             raise BackendUnavailable(f"{command}: not finished after {timeout_s:g} s.") from error
         if check and process.returncode != 0:
             reason = (stderr or stdout).strip() or "no reason given"
@@ -102,7 +113,7 @@ class Host:
         def start() -> subprocess.Popen[Any]:
             return subprocess.Popen(
                 list(argv),
-                env={**_environment(), **(environment or {})},
+                env={**os.environ, "PATH": self.search_path, **(environment or {})},
                 cwd=cwd,
                 stdin=stdin,
                 stdout=stdout,
@@ -209,7 +220,7 @@ def boot(record: Record, name: str, *, within: Host | None, lock: int | None) ->
     def start() -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             argv,
-            env={"PYTHONPATH": str(Path(__file__).parent.parent), "PATH": os.environ["PATH"]},
+            env={"PYTHONPATH": str(Path(__file__).parent.parent), "PATH": _STANDARD_PATH},
             pass_fds=inherited,
             stdin=subprocess.DEVNULL,
             cwd="/",
@@ -240,11 +251,3 @@ def _read_all(descriptor: int, timeout_s: float) -> str:
             return b"".join(parts).decode(errors="replace")
         parts.append(part)
     return f"no answer for {timeout_s:g} s"
-
-
-def _environment() -> dict[str, str]:
-    # The directory of `nvctl` and `svctl`: the virtual environment's, also if it is not active.
-    own = str(Path(sys.executable).parent)
-    standard = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-    path = os.environ.get("PATH", standard)
-    return {**os.environ, "PATH": f"{own}:{path}:{standard}"}

@@ -134,7 +134,7 @@ class Lab:
 
 def _is_alive(record: Record) -> bool:
     process = record.process(CTL)
-    return process is not None and process.is_alive()
+    return process is not None and process.runs()
 
 
 def _refuse_another(present: Plan, asked: Plan) -> None:
@@ -158,7 +158,7 @@ def _remove(record: Record) -> bool:
 
 def _end_processes(record: Record) -> None:
     process = record.process(CTL)
-    if process is None or not process.is_alive():
+    if process is None or not process.exists():
         return
     # Every other process of the lab is in this namespace or below, and the kernel ends them all
     # with its first one. (That one may still wait then, for somebody out here to read the exit

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import NamedTuple, Self, TypeVar
 
 Result = TypeVar("Result")
 
@@ -30,6 +30,7 @@ class Namespace(enum.IntFlag):
 
 HOST = Namespace.MOUNT | Namespace.UTS | Namespace.PID | Namespace.NET
 
+_PF_EXITING = 0x4
 _CLONE_FS = 0x0000_0200  # root and working directory, which threads otherwise share
 
 
@@ -43,11 +44,44 @@ class Mount(enum.IntFlag):
     PRIVATE = 0x4_0000
 
 
+class Stat(NamedTuple):
+    """What is used of proc_pid_stat(5): fields 3, 9 and 22."""
+
+    state: str
+    flags: int
+    started: int
+
+    @classmethod
+    def of(cls, pid: int) -> Self:
+        """ProcessLookupError if there is no such process."""
+        try:
+            return cls.parse(Path(f"/proc/{pid}/stat").read_text())
+        except FileNotFoundError as error:
+            raise ProcessLookupError(f"no process {pid}") from error
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """From the text of the file."""
+        # The second field is the command in parentheses, and may hold spaces and parentheses.
+        fields = text.rpartition(")")[2].split()
+        return cls(state=fields[0], flags=int(fields[6]), started=int(fields[19]))
+
+    @property
+    def has_ended(self) -> bool:
+        """A zombie: only its exit code is left."""
+        return self.state in "ZX"
+
+    @property
+    def is_ending(self) -> bool:
+        """It runs no more, and is giving back what it holds."""
+        return self.has_ended or bool(self.flags & _PF_EXITING)
+
+
 @dataclass(frozen=True, slots=True)
 class Process:
     """A process that can't be mistaken for a later one with the same number.
 
-    `started` is its start time in clock ticks after boot: field 22 of proc_pid_stat(5).
+    `started` is its start time in clock ticks after boot.
     """
 
     pid: int
@@ -56,26 +90,33 @@ class Process:
     @classmethod
     def named(cls, pid: int) -> Self:
         """The process that has this number now; ProcessLookupError if there is none."""
-        return cls(pid, _start_time(pid))
+        return cls(pid, Stat.of(pid).started)
+
+    def exists(self) -> bool:
+        """Whether it is there, be it as a zombie."""
+        try:
+            return Stat.of(self.pid).started == self.started
+        except ProcessLookupError:
+            return False
+
+    def runs(self) -> bool:
+        """Whether it is there and not ending."""
+        try:
+            stat = Stat.of(self.pid)
+        except ProcessLookupError:
+            return False
+        return stat.started == self.started and not stat.is_ending
 
     def pidfd(self) -> int:
         """A new descriptor of this process; ProcessLookupError if it has ended."""
         descriptor = os.pidfd_open(self.pid)
         try:
-            if _start_time(self.pid) != self.started:
+            if Stat.of(self.pid).started != self.started:
                 raise ProcessLookupError(f"process {self.pid} is another one now")
         except ProcessLookupError:
             os.close(descriptor)
             raise
         return descriptor
-
-    def is_alive(self) -> bool:
-        """Whether it has not ended."""
-        try:
-            os.close(self.pidfd())
-        except ProcessLookupError:
-            return False
-        return True
 
     def kill(self) -> None:
         """Send SIGKILL, if it has not ended."""
@@ -145,15 +186,6 @@ def inside(
 
     with ThreadPoolExecutor(max_workers=1) as thread:
         return thread.submit(enter_and_call).result()
-
-
-def _start_time(pid: int) -> int:
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError as error:
-        raise ProcessLookupError(f"no process {pid}") from error
-    # The second field is the command in parentheses, and may hold spaces and parentheses.
-    return int(stat.rpartition(")")[2].split()[19])
 
 
 def _check(code: int, attempt: str) -> None:

@@ -8,8 +8,9 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from lab.linux import Stat
+
 _NS_GET_PARENT = 0xB702  # ioctl_ns(2)
-_PF_EXITING = 0x4
 
 
 class PidNamespace(NamedTuple):
@@ -56,11 +57,9 @@ class PidNamespace(NamedTuple):
 
 
 def _has_ended(pid: int) -> bool:
-    # Fields 3 and 9 of proc_pid_stat(5).
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        exiting = bool(int(fields[6]) & _PF_EXITING)
-        return fields[0] in "ZX" or (exiting and _is_first_of_its_namespace(pid))
+        stat = Stat.of(pid)
+        return stat.has_ended or (stat.is_ending and _is_first_of_its_namespace(pid))
     except (FileNotFoundError, ProcessLookupError):
         return True
 
