@@ -102,6 +102,7 @@ class Host:
         stdin: int | IO[Any] | None = None,
         stdout: int | IO[Any] | None = None,
         stderr: int | IO[Any] | None = None,
+        start_new_session: bool = False,
         **options: Any,
     ) -> subprocess.Popen[Any]:
         """A command started in the host; a child of the calling process like any other.
@@ -118,6 +119,7 @@ class Host:
                 stdin=stdin,
                 stdout=stdout,
                 stderr=stderr,
+                start_new_session=start_new_session,
                 **options,
             )
 
