@@ -8,7 +8,7 @@ import json
 import sys
 from hashlib import sha256
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
@@ -30,6 +30,8 @@ APP, PEER = "10.5.0.10", "10.5.0.11"
 OVERLAY = {"red": "vxlan", "blue": "gre"}
 OVERHEAD = {"red": 50, "blue": 42}
 PINGS = 5
+# Under /run of a lab host, so that what is kept there goes with the host.
+WORKPLACE = Path("/run/virtkit/demo")
 PROOF = "written-by-the-guest"
 # IPv4 and ICMP headers before what `ping -s` counts.
 PING_HEADERS = 28
@@ -38,14 +40,13 @@ PING_HEADERS = 28
 class Demo:
     """The actors: a lab with its three hosts, and what the commands have answered."""
 
-    def __init__(self, report: Report, keep: bool) -> None:
+    def __init__(self, report: Report) -> None:
         self.report = report
-        self.keep = keep
-        self.directory = Path(mkdtemp(prefix="virtkit-demo-"))
         self.network: dict[str, Any] = {}
 
-    def run(self) -> None:
-        """The story. Raises what an explained error raises; the lab is then taken down."""
+    def run(self, directory: Path) -> None:
+        """The whole story, with a directory for what need not last. Raises at the first failure."""
+        self.capture = directory / "underlay.pcap"
         with self.report.step("a lab of three hosts with Ceph") as step:
             Lab.down(NAME)
             self.lab = Lab.up(NAME, hosts=3, ceph=True)
@@ -136,8 +137,8 @@ class Demo:
             port = self.ctl("nvctl port create web --tenant red --network front --kind vm")
             self.vm_ip = port["addresses"][0]
             plug = self.on(self.vm_host, "nvctl port plug web --tenant red --network front --tap")
-            keys = self.directory / "keys"
-            disk = self.on(self.vm_host, f"svctl image attach web --tenant red --write-dir {keys}")
+            attach = f"svctl image attach web --tenant red --write-dir {WORKPLACE}"
+            disk = self.on(self.vm_host, attach)
             accelerator = best_accelerator(self.guest)
             machine = Machine(
                 name="web",
@@ -145,9 +146,7 @@ class Demo:
                 disk=tuple(disk["qemu"]["arguments"]),
                 nics=(Nic(tap=plug["link"], mac=port["mac"]),),
             )
-            self.vm = VirtualMachine.start(
-                machine, self.directory / "web", self.vm_host, accelerator
-            )
+            self.vm = VirtualMachine.start(machine, WORKPLACE / "web", self.vm_host, accelerator)
             self.vm.wait_for_boot(timeout_s=90)
             root = self.vm.check("mount | grep ' / '").split()
             step.check(
@@ -177,7 +176,7 @@ class Demo:
         title = f"the VM pings red's container on {self.app_host.name}; the underlay is captured"
         with self.report.step(title) as step:
             blue_before = self.received(self.app_host, "blue-app")
-            with self.lab.capture(self.directory / "underlay.pcap") as capture:
+            with self.lab.capture(self.capture):
                 mtu = self.network["red"]["mtu"]
                 size = mtu - PING_HEADERS
                 for what, arguments in (("small", "-s 56"), (f"{mtu}-byte", f"-s {size}")):
@@ -195,7 +194,7 @@ class Demo:
                     self.received(self.app_host, "blue-app") > blue_after,
                 )
         with self.report.step("the captured packets, decoded") as step:
-            frames = list(tunnelled_frames(capture))
+            frames = list(tunnelled_frames(self.capture))
             self.check_frames(step, frames, "red", self.vm_ip, "VNI in the VXLAN header")
             self.check_frames(step, frames, "blue", PEER, "key in the GRE header")
 
@@ -238,17 +237,13 @@ class Demo:
 
     def opens(self, attachment: dict[str, Any], namespace: str, image: str) -> bool:
         """Whether Ceph lets the owner of this attachment's key read an image's header."""
-        keyring = self.directory / f"{attachment['user']}.keyring"
-        keyring.write_text(f"[client.{attachment['user']}]\n\tkey = {attachment['key']}\n")
-        keyring.chmod(0o600)
-        done = self.lab.ctl.run(
-            [
-                *("rbd", "--id", attachment["user"], "--keyring", str(keyring)),
-                *("info", f"disks/{namespace}/{image}"),
-            ],
-            check=False,
-        )
-        keyring.unlink()
+        user, keyring = attachment["user"], Path("/run/virtkit/demo.keyring")
+        file = self.lab.ctl.path(keyring)
+        file.touch(0o600)
+        file.write_text(f"[client.{user}]\n\tkey = {attachment['key']}\n")
+        rbd = ["rbd", "--id", user, "--keyring", str(keyring)]
+        done = self.lab.ctl.run([*rbd, "info", f"disks/{namespace}/{image}"], check=False)
+        file.unlink()
         refused = "Operation not permitted" in done.stderr
         if done.returncode != 0 and not refused:
             raise AssertionError(f"rbd info failed for another reason: {done.stderr}")
@@ -288,10 +283,11 @@ def demo(
     """Show virtkit's whole job on this machine, and check every step of it."""
     console = Console(width=None if sys.stdout.isatty() else 120)
     report = Report(console)
-    story = Demo(report, keep)
+    story = Demo(report)
     succeeded = False
     try:
-        story.run()
+        with TemporaryDirectory(prefix="virtkit-demo-") as directory:
+            story.run(Path(directory))
         succeeded = True
     finally:
         console.print()
@@ -303,4 +299,6 @@ def demo(
 
 
 if __name__ == "__main__":
-    run_command(lambda: typer.run(demo))
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(demo)
+    run_command(app)

@@ -80,6 +80,7 @@ def base(tunnels: Mapping[Overlay, int]) -> Iterator[Flow]:
 
     # What no flow of a port has let through by now is false ARP, not merely a false MAC.
     yield _flow(t.GUARD_MAC, 50, (IS_ARP,), _drop(t.Reason.ARP_SOURCE))
+    yield _flow(t.GUARD_IP, 10, (IS_IPV4,), _drop(t.Reason.IP_SOURCE))
     # Before it has an address a client asks from 0.0.0.0 (RFC 2131, 4.1).
     yield _flow(t.GUARD_IP, 110, (*TO_DHCP_SERVER, Condition(f.IPV4_SRC, 0)), (Goto(t.PUNT.id),))
     yield _flow(

@@ -224,10 +224,12 @@ class VSwitch:
         status = self._transaction.commit()
         if status == self._transaction.INCOMPLETE:
             return False
-        if status in (self._transaction.SUCCESS, self._transaction.UNCHANGED):
+        if status == self._transaction.SUCCESS:
             self.failure = None
         elif status != self._transaction.TRY_AGAIN:
-            self.failure = self._transaction.get_error()
+            # The IDL leaves out values that its schema does not allow, and finds nothing to send.
+            unchanged = status == self._transaction.UNCHANGED
+            self.failure = "a value is out of range" if unchanged else self._transaction.get_error()
             self._retry_at = time.monotonic() + _PAUSE_AFTER_REFUSAL_S
         self._transaction, self._sent = None, False
         return True

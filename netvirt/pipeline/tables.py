@@ -19,6 +19,7 @@ class Reason(IntEnum):
     ARP_UNKNOWN = 7
     UNKNOWN_DESTINATION = 8
     UNKNOWN_NETWORK = 9
+    ETHERTYPE = 10
 
     @property
     def label(self) -> str:
@@ -31,10 +32,11 @@ EXPLANATION = {
     Reason.UNKNOWN_SEGMENT: "came out of a tunnel with a segment id this host holds no port of",
     Reason.MAC_SOURCE: "source MAC address is not the port's own",
     Reason.ARP_SOURCE: "ARP sender addresses are not the port's own",
-    Reason.IP_SOURCE: "source IP address is not the port's own, or it is not IPv4",
+    Reason.IP_SOURCE: "source IP address is not the port's own",
     Reason.DHCP_SERVER: "a port played DHCP server",
     Reason.ARP_UNKNOWN: "ARP request for an address that no port of the network has",
     Reason.UNKNOWN_DESTINATION: "destination MAC address is no port's of the network",
+    Reason.ETHERTYPE: "is neither IPv4 nor ARP, such as IPv6, which is not supported yet",
     Reason.UNKNOWN_NETWORK: "flooded in a network that this host does not hold",
 }
 
@@ -55,7 +57,7 @@ FLOOD = Table(65, "flood", "head-end replication to all of the network", Reason.
 L2 = Table(60, "l2", "(segment, MAC) to local port or remote host", Reason.UNKNOWN_DESTINATION)
 PUNT = Table(42, "punt", "DHCP to the agent, metered", L2)
 ARP = Table(40, "arp", "ARP requests answered in the switch", PUNT)
-GUARD_IP = Table(12, "guard-ip", "source IP address must be the port's own", Reason.IP_SOURCE)
+GUARD_IP = Table(12, "guard-ip", "source IP address must be the port's own", Reason.ETHERTYPE)
 GUARD_MAC = Table(10, "guard-mac", "source MAC and ARP must be the port's own", Reason.MAC_SOURCE)
 TUNNEL = Table(5, "tunnel", "tunnel's segment id to metadata", Reason.UNKNOWN_SEGMENT)
 CLASSIFY = Table(0, "classify", "where does it come from", Reason.UNKNOWN_PORT)
