@@ -34,6 +34,7 @@ def build(record: Record, plan: Plan, lock: int, report: Report) -> None:
     with ThreadPoolExecutor(max_workers=2 * plan.hosts + 4) as pool:
         try:
             fabric.write_settings(ctl)
+            underlay.write_names(ctl, plan.host_names)
             underlay.create_switch(ctl, plan.underlay_mtu)
             _Builder(record, plan, ctl, pool, timed).run()
         except BaseException:
@@ -93,6 +94,7 @@ class _Builder:
         disk = None
         if monitor is not None:
             disk = self._pool.submit(ceph.create_osd, host, self._conf, self._keys)
+        underlay.write_names(host, self._plan.host_names)
         underlay.connect(self._ctl, host, self._plan.underlay_mtu)
         host.start("ovsdb-server")
         host.start("ovs-vswitchd")

@@ -140,8 +140,8 @@ class Host:
             return inside(self.process, namespaces, function, netns=netns)
         except ProcessLookupError as error:
             raise NotFound(
-                f"host {self.name} of lab {self.lab} is gone. "
-                f"Start the lab again: virtlab up --name {self.lab}."
+                f"host {self.name} of lab {self.lab} has ended. "
+                f"Take the lab down: virtlab down --name {self.lab}."
             ) from error
 
     def path(self, path: str | Path) -> Path:

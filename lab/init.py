@@ -43,7 +43,8 @@ def main() -> None:
         rootfs.build(arguments.host, arguments.disk)
         cgroups.enter(arguments.lab, arguments.host)
     except OSError as error:
-        os.write(arguments.ready, str(error).encode())
+        reason = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+        os.write(arguments.ready, str(reason).encode())
         raise SystemExit(1) from error
     _detach()
     os.write(arguments.ready, b"ready")

@@ -126,6 +126,11 @@ class Lab:
 
     def _start_what_ended(self, report: Report) -> None:
         for host in (self.ctl, *self.hosts):
+            if not host.process.runs():
+                raise Refused(
+                    f"host {host.name} of lab {self.name} has ended. "
+                    f"Take the lab down: virtlab down --name {self.name}."
+                )
             for name in host.daemons:
                 if not host.is_running(name):
                     host.start(name)

@@ -7,10 +7,11 @@ they grow large or because overlay snapshots can't be stacked on an overlay. `/t
 are the machine's, which is how files get in and out.
 """
 
+import errno
 import os
 from pathlib import Path
 
-from lab.linux import Mount, mount
+from lab.linux import Mount, Namespace, enter, mount
 
 ON_DISK = ("ceph", "containerd", "containers", "libvirt")
 """Directories of /var/lib that live in the lab's disk directory."""
@@ -33,6 +34,7 @@ _RUN_DIRECTORIES = ("ceph", "libvirt", "lock", "netns", "openvswitch", "virtkit"
 
 def build(hostname: str, disk: Path) -> None:
     """Mount the file system of a host in the calling process's new mount namespace."""
+    _refuse_chroot()
     mount("none", "/", flags=Mount.RECURSIVE | Mount.PRIVATE)
     on_disk = _open_disk(disk)
     try:
@@ -52,8 +54,28 @@ def build(hostname: str, disk: Path) -> None:
         mount("virtlab", directory, "tmpfs", options="mode=755")
     for name in _RUN_DIRECTORIES:
         (Path("/run") / name).mkdir()
-    Path("/etc/hostname").write_text(f"{hostname}\n")
+    _write("/etc/hostname", f"{hostname}\n")
+    # No name server: none is reachable, and each lookup would take its time to find out.
+    _write("/etc/resolv.conf", "")
     _mount_kernel_views()
+
+
+def _refuse_chroot() -> None:
+    # Who enters a mount namespace arrives at its root, which in a chroot is another directory.
+    here = os.stat("/")  # noqa: PTH116
+    own = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        enter(own, Namespace.MOUNT)
+    finally:
+        os.close(own)
+    if not os.path.samestat(here, os.stat("/")):  # noqa: PTH116
+        raise OSError(errno.EINVAL, "this is a chroot; use pivot_root(8) instead")
+
+
+def _write(file: str, text: str) -> None:
+    # It may be a symbolic link to somewhere else.
+    Path(file).unlink(missing_ok=True)
+    Path(file).write_text(text)
 
 
 def _open_disk(disk: Path) -> dict[str, int]:

@@ -9,12 +9,13 @@ import fcntl
 import ipaddress
 import socket
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.rtnl.ifinfmsg import IFF_NOARP, IFF_UP
 
-from lab.host import Host
+from lab.host import CTL, Host
 from lab.linux import Namespace
 
 BRIDGE = "underlay"
@@ -80,6 +81,15 @@ def connect(ctl: Host, host: Host, mtu_bytes: int) -> None:
 
     ctl.call(create, namespaces=Namespace.NET)
     host.call(complete, namespaces=Namespace.NET)
+
+
+def write_names(host: Host, hosts: Sequence[str]) -> None:
+    """Let a host know the others, and itself, by name: /etc/hosts."""
+    lines = ["127.0.0.1 localhost", "::1 localhost", f"{CTL_ADDRESS} {CTL}"]
+    lines += [f"{address_of(name)} {name}" for name in hosts]
+    file = host.path("/etc/hosts")
+    file.unlink(missing_ok=True)  # it may be a link that leads out of the host
+    file.write_text("\n".join(lines) + "\n")
 
 
 def set_address(host: Host, link: str) -> None:
