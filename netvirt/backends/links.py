@@ -24,6 +24,7 @@ _NAME = re.compile(r"[^\s/:]{1,15}")
 _MAC = re.compile(r"(?:[0-9a-f]{2}:){5}[0-9a-f]{2}")
 # The least that IPv4 allows (RFC 791), and the most that a veth does.
 _MTU_RANGE = range(68, 65536)
+_TAP = 2  # IFF_TAP of linux/if_tun.h
 # NETNSA_NSID_NOT_ASSIGNED of linux/net_namespace.h, unsigned.
 _NO_NAMESPACE_ID = 0xFFFF_FFFF
 
@@ -101,8 +102,8 @@ def plug_tap(port_id: UUID, *, mac: str, mtu: int, owner: int | None = None) -> 
             _delete(here, host)
             link = None
         if link is None:
-            ids = {} if owner is None else {"uid": owner}
-            here.link("add", ifname=host, kind="tun", tun_type=2, tun_persist=1, **ids)
+            ids = {} if owner is None else {"tun_owner": owner}
+            here.link("add", ifname=host, kind="tun", tun_type=_TAP, **ids)
             undo.callback(_delete, here, host)
             link = _link(here, host)
         # The guest's address belongs to the guest's end; this is what libvirt gives to ours.
