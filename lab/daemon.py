@@ -141,7 +141,7 @@ def log_tail(host: "Host", daemon: Daemon) -> str:
         lines = host.path(daemon.log).read_text(errors="replace").splitlines()
     except FileNotFoundError:
         lines = []
-    lines = lines[-_TAIL_LINES:] or ["(its log is empty)"]
+    lines = [line for line in lines if line.strip()][-_TAIL_LINES:] or ["(its log is empty)"]
     return "\n".join(f"    {line}" for line in lines)
 
 
