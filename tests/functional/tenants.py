@@ -1,0 +1,129 @@
+"""`nvctl` in a lab, as the network tests call it, and the containers it plugs in."""
+
+import json
+import sys
+import textwrap
+from dataclasses import dataclass
+from typing import Any
+
+from lab.host import Host
+from lab.lab import Lab
+
+
+@dataclass(frozen=True)
+class Container:
+    """A network namespace on a host with a port of a tenant's network in it."""
+
+    host: Host
+    tenant: str
+    network: str
+    name: str
+    ip: str
+    mac: str
+    port_id: str
+    link: str
+
+    @property
+    def netns(self) -> str:
+        return f"{self.tenant}-{self.network}-{self.name}"
+
+    def run(self, line: str, *, check: bool = True, timeout_s: float = 60) -> str:
+        """What a command prints in the container."""
+        return self.host.run(
+            line.split(), netns=self.netns, check=check, timeout_s=timeout_s
+        ).stdout
+
+    def python(self, program: str, *arguments: object) -> str:
+        """What a Python program prints in the container."""
+        argv = [sys.executable, "-c", textwrap.dedent(program), *map(str, arguments)]
+        return self.host.run(argv, netns=self.netns).stdout
+
+    def ping(self, ip: str, *, count: int = 3, size: int = 56, fragment: bool = True) -> int:
+        """How many of `count` pings are answered."""
+        line = f"ping -c {count} -i 0.2 -W 1 -s {size} {'' if fragment else '-M do'} {ip}"
+        found = self.run(line, check=False)
+        return int(found.partition(" received")[0].rpartition(" ")[2] or 0)
+
+    def received(self) -> int:
+        """Frames that its interface has received."""
+        links = json.loads(self.run("ip -j -s link show eth0"))
+        return int(links[0]["stats64"]["rx"]["packets"])
+
+
+class Fabric:
+    """A lab's hosts, driven as an operator drives them."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+
+    def __call__(self, line: str, host: Host | None = None) -> Any:
+        """The decoded answer of a command, run in `ctl` or a host; it must succeed."""
+        done = (host or self.lab.ctl).run([*line.split(), "-o", "json"])
+        return json.loads(done.stdout)
+
+    def do(self, line: str, host: Host | None = None) -> None:
+        """Run a command that prints nothing; it must succeed."""
+        (host or self.lab.ctl).run(line.split())
+
+    def refused(self, line: str, host: Host | None = None) -> str:
+        """The sentence with which a command that must fail does."""
+        done = (host or self.lab.ctl).run(line.split(), check=False)
+        assert done.returncode in (1, 2), done
+        assert "Traceback" not in done.stderr, done.stderr
+        return done.stderr.strip()
+
+    def container(
+        self, host_name: str, tenant: str, network: str, name: str, ip: str | None = None
+    ) -> Container:
+        """A container with a new port of this name."""
+        host = self.lab.host(host_name)
+        address = f"--ip {ip}" if ip else ""
+        port = self(f"nvctl port create {name} -t {tenant} -n {network} {address}")
+        netns = f"{tenant}-{network}-{name}"
+        host.add_netns(netns)
+        plug = self(f"nvctl port plug {port['id']} --netns {netns}", host)
+        return Container(
+            host,
+            tenant,
+            network,
+            name,
+            port["addresses"][0],
+            port["mac"],
+            port["id"],
+            plug["link"],
+        )
+
+    def remove(self, container: Container) -> None:
+        self.do(f"nvctl port unplug {container.port_id}", container.host)
+        container.host.delete_netns(container.netns)
+        self.do(f"nvctl port delete {container.port_id} --yes")
+
+    def remove_tenant(self, tenant: str) -> None:
+        """Take away a tenant with its networks and ports, wherever they are plugged in."""
+        for port in self(f"nvctl port list -t {tenant}"):
+            if port["host"]:
+                host = self.lab.host(port["host"])
+                self.do(f"nvctl port unplug {port['id']}", host)
+                host.run(
+                    ["ip", "netns", "delete", f"{tenant}-{port['network']}-{port['name']}"],
+                    check=False,
+                )
+            self.do(f"nvctl port delete {port['id']} --yes")
+        for network in self(f"nvctl network list -t {tenant}"):
+            self.do(f"nvctl network delete {network['name']} -t {tenant} --yes")
+        self.do(f"nvctl tenant delete {tenant} --yes")
+
+    def drops(self, host: Host) -> dict[str, int]:
+        """Packets dropped on a host, by reason."""
+        return {row["reason"]: row["packets"] for row in self("nvctl agent drops", host)}
+
+    def flows(self, host: Host) -> list[str]:
+        """The flows of br-int as ovs-ofctl writes them, without what it counts."""
+        dump = ["ovs-ofctl", "dump-flows", "br-int", "--no-stats"]
+        return sorted(line.strip() for line in host.run(dump).stdout.splitlines())
+
+
+def agent_state(host: Host) -> dict[str, int]:
+    """What the agent noted when it was ready."""
+    found: dict[str, int] = json.loads(host.path("/run/virtkit/agent.ready").read_text())
+    return found
