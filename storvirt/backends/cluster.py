@@ -156,7 +156,11 @@ class Cluster:
 
     def tool(self, program: str, *arguments: str) -> list[str]:
         """The command line of one of Ceph's own programs for this cluster and user."""
-        return [program, "--conf", self.conf, "--id", self.user, *arguments]
+        bounds = [
+            f"--client-mount-timeout={DEFAULT_TIMEOUT_S}",
+            f"--rados-osd-op-timeout={OSD_TIMEOUT_S}",
+        ]
+        return [program, "--conf", self.conf, "--id", self.user, *bounds, *arguments]
 
     def monitors(self) -> list[tuple[str, int]]:
         """Host and port of each monitor, the newer protocol's port if there is one."""

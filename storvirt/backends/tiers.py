@@ -1,22 +1,21 @@
 """Ceph's cache tiers: looking at one, and the single steps of `storvirt.tiering`."""
 
+import json
 import re
 import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import rados
-
 from storvirt.backends import pools
-from storvirt.backends.cluster import Cluster, translated
+from storvirt.backends.cluster import Cluster
 from storvirt.model import PoolName
 from storvirt.tiering import HitSet, Step, Tier
 from tenancy.errors import BackendUnavailable, NotFound, Refused
 
 # The manager's counts follow what happens by some seconds.
 STATISTICS_LAG_S = 60
-DRAIN_TIMEOUT_S = 3600
+TOOL_TIMEOUT_S = 3600
 
 _WATCHER = re.compile(r"^watcher=(\S+)", re.MULTILINE)
 
@@ -79,9 +78,17 @@ def limits(cluster: Cluster, cache: PoolName) -> Limits:
 
 
 def objects(cluster: Cluster, pool: PoolName) -> Sequence[tuple[str, str]]:
-    """Namespace and name of every object in the pool, listed from its OSDs."""
-    with translated(f"pool {pool}"), cluster.pool(pool, rados.LIBRADOS_ALL_NSPACES) as context:
-        return [(found.nspace, found.key) for found in context.list_objects()]
+    """Namespace and name of every object in the pool, listed from its OSDs.
+
+    By Ceph's own tool: librados' Python iterator takes an error for the end of the list, and an
+    OSD that does not answer would make a full cache look empty.
+    """
+    done = _rados(cluster, "--pool", pool, "ls", "--all", "--format", "json")
+    if done.returncode:
+        raise BackendUnavailable(
+            f"pool {pool}: its objects can't be listed: {done.stderr.strip()}."
+        )
+    return [(found["namespace"], found["name"]) for found in json.loads(done.stdout)]
 
 
 def apply(cluster: Cluster, step: Step, tier: Tier, wanted: Limits) -> None:
@@ -106,18 +113,8 @@ def retag(cluster: Cluster, cache: PoolName) -> None:
 
 def drain(cluster: Cluster, cache: PoolName) -> None:
     """Flush and evict all that can be; what clients have open stays. Ceph's tool does it."""
-    command = cluster.tool("rados", "--pool", cache, "cache-flush-evict-all")
-    try:
-        # It ends with 1 when some object stayed; the caller looks for itself.
-        subprocess.run(command, capture_output=True, timeout=DRAIN_TIMEOUT_S, check=False)
-    except FileNotFoundError as error:
-        raise BackendUnavailable(
-            "the program rados is not installed. Install it: apt-get install ceph-common."
-        ) from error
-    except subprocess.TimeoutExpired as error:
-        raise BackendUnavailable(
-            f"pool {cache} was not flushed within {DRAIN_TIMEOUT_S} s. Run the command again."
-        ) from error
+    # It ends with 1 when some object stayed; the caller looks for itself.
+    _rados(cluster, "--pool", cache, "cache-flush-evict-all")
 
 
 def confirm_empty(cluster: Cluster, cache: PoolName) -> None:
@@ -142,9 +139,27 @@ def confirm_empty(cluster: Cluster, cache: PoolName) -> None:
 
 def watchers(cluster: Cluster, pool: PoolName, namespace: str, name: str) -> Sequence[str]:
     """The addresses of the clients that have an object open."""
-    command = cluster.tool("rados", "--pool", pool, "--namespace", namespace, "listwatchers", name)
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = _rados(cluster, "--pool", pool, "--namespace", namespace, "listwatchers", name)
     return sorted(_WATCHER.findall(done.stdout))
+
+
+def _rados(cluster: Cluster, *arguments: str) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(
+            cluster.tool("rados", *arguments),
+            capture_output=True,
+            text=True,
+            timeout=TOOL_TIMEOUT_S,
+            check=False,
+        )
+    except FileNotFoundError as error:
+        raise BackendUnavailable(
+            "the program rados is not installed. Install it: apt-get install ceph-common."
+        ) from error
+    except subprocess.TimeoutExpired as error:
+        raise BackendUnavailable(
+            f"rados {arguments[2]} did not end within {TOOL_TIMEOUT_S} s. Run the command again."
+        ) from error
 
 
 def _set_mode(cluster: Cluster, cache: str, mode: str) -> None:
