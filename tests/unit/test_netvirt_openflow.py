@@ -1,7 +1,7 @@
 """What is said to a switch, without one: bytes against os-ken's, and conversations as playbooks."""
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import pytest
@@ -384,10 +384,10 @@ def test_echo_is_answered_with_what_it_brought() -> None:
     assert (reply.xid, reply.os_ken.data) == (99, b"still there?")
 
 
-def packet_in() -> bytes:
+def packet_in(**tunnel: Any) -> bytes:
     # os-ken reads these, but does not write them.
     match = bytearray()
-    parser.OFPMatch(in_port=3, metadata=7, reg14=2).serialize(match, 0)
+    parser.OFPMatch(in_port=3, metadata=7, reg14=2, **tunnel).serialize(match, 0)
     rest = bytes(match) + bytes(2) + b"frame"
     head = struct.pack("!IHBBQ", 0xFFFFFFFF, 5, ofproto.OFPR_APPLY_ACTION, 42, 0x0411)
     length = flows.HEADER.size + len(head) + len(rest)
@@ -408,6 +408,14 @@ PUNTED = PacketIn(
 
 def test_punted_frame_comes_with_its_metadata() -> None:
     assert FakeSwitch().connect().conversation.receive(PACKET_IN) == [PUNTED]
+
+
+def test_frame_punted_out_of_a_tunnel_tells_which() -> None:
+    message = packet_in(tunnel_id=77, tun_ipv4_src="192.0.2.7")
+
+    (event,) = FakeSwitch().connect().conversation.receive(message)
+
+    assert event == replace(PUNTED, tunnel_id=77, tunnel_source="192.0.2.7")
 
 
 @given(st.lists(st.integers(1, 400), max_size=20))
