@@ -76,7 +76,8 @@ def test_bridge_is_made_with_its_tunnels(host: PrivateSwitch, vswitch: VSwitch) 
 
 def test_what_is_as_it_should_be_is_not_written(host: PrivateSwitch, vswitch: VSwitch) -> None:
     make_bridge(vswitch)
-    version = "ovs-vsctl get Bridge br-int _version"
+    select = '{"op": "select", "table": "Bridge", "where": [], "columns": ["name", "_version"]}'
+    version = f"ovsdb-client query unix:/run/openvswitch/db.sock '[\"Open_vSwitch\", {select}]'"
     before = host.sh(version)
 
     for _ in range(5):
