@@ -10,7 +10,7 @@ nothing to do.
 import json
 import os
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -29,6 +29,7 @@ from netvirt.backends.openflow import DEFAULT_RUN_DIR, Switch
 from netvirt.backends.openflow_events import Connected, PacketIn
 from netvirt.backends.vswitch import DEFAULT_REMOTE, Bridge, VSwitch
 from netvirt.model import GATEWAY_MAC, Overlay, PortId
+from netvirt.observed import Interface
 from netvirt.rows import AGENT_COLUMNS
 from netvirt.service.hosts import HEARTBEAT_S
 from tenancy.backends.codec import Row
@@ -80,7 +81,7 @@ class Agent:
         self._topology = Topology()
         self._programmer = Programmer(self._switch, self._topology)
         self._dhcp = DhcpServer(self._knowledge, self._switch)
-        self._interfaces_seen: object = None
+        self._interfaces_seen: Mapping[str, Interface] | None = None
         self._bridge_ready = False
         self._unexamined: set[PortId] = set()
         self._greeted: frozenset[IPv4Address] = frozenset()
@@ -203,6 +204,9 @@ class Agent:
     def _write_rows(self) -> None:
         if not self._watch.settled or self._watch.writing or not self._switch.connected:
             return
+        if self._interfaces_seen is None:
+            # Not having looked yet is not having nothing: no binding is withdrawn for it.
+            return
         if time.monotonic() < self._watch.write_not_before:
             return
         writes = self._binding_writes()
@@ -223,7 +227,11 @@ class Agent:
             if port in knowledge.ports
         }
         claims, withdrawn = bindings.decide(
-            self._config.host_name, present, knowledge.bindings, self._unexamined
+            self._config.host_name,
+            present,
+            knowledge.attached,
+            knowledge.bindings,
+            self._unexamined,
         )
         self._unexamined = {claim.port for claim in claims}
         writes: list[Write] = []

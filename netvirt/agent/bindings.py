@@ -19,13 +19,16 @@ class Claim:
 def decide(
     host_name: str,
     present: Mapping[PortId, NetworkId],
+    attached: Collection[PortId],
     bindings: Mapping[PortId, Mapping[UUID, Binding]],
     examine: Collection[PortId],
 ) -> tuple[list[Claim], list[BindingId]]:
     """Claims to make and bindings to withdraw, for the ports to examine.
 
-    `present` are the ports of the fabric that have an interface on this host. A port is claimed
-    once, when it appears: a host that lost it to a later claim does not fight back.
+    `present` are the ports of the fabric whose interface on this host the switch has opened,
+    `attached` all that have one. A port is claimed once, when it is present: a host that lost it
+    to a later claim does not fight back. It is given up when its interface is gone, and not while
+    a switch that restarts opens it again.
     """
     claims, withdrawn = [], []
     for port in examine:
@@ -34,6 +37,6 @@ def decide(
         if port in present and not own:
             number = max((binding.claim for binding in of_port), default=0) + 1
             claims.append(Claim(port, present[port], number))
-        elif port not in present:
+        elif port not in attached:
             withdrawn += [binding.id for binding in own]
     return claims, withdrawn

@@ -26,6 +26,7 @@ class Knowledge:
         self.bindings: dict[PortId, dict[UUID, Binding]] = {}
         self.hosts: dict[str, Host] = {}
         self.interfaces: Mapping[PortId, Interface] = {}
+        self.attached: frozenset[PortId] = frozenset()
         self._rows: dict[tuple[str, UUID], Row] = {}
         self._subnets: dict[NetworkId, set[UUID]] = {}
         self._addresses: dict[PortId, set[UUID]] = {}
@@ -66,10 +67,13 @@ class Knowledge:
             rival = found.get(port)
             if rival is None or (rival.ofport or 0) > interface.ofport:
                 found[port] = interface
+        attached = frozenset(PortId(i.iface_id) for i in interfaces.values() if i.iface_id)
         for port in found.keys() | self.interfaces.keys():
             if found.get(port) != self.interfaces.get(port):
                 self.dirty_ports.add(port)
+        self.dirty_ports |= attached ^ self.attached
         self.interfaces = found
+        self.attached = attached
 
     def refresh(self) -> tuple[set[NetworkId], set[PortId]]:
         """Bring the model up to date; the networks and ports that may have changed."""
