@@ -2,14 +2,16 @@
 
 Not `profile rbd pool=P namespace=T`, for two reasons, both found on a real cluster:
 
-- Its monitor half may blocklist any client address, so one tenant could cut off another.
+- Its monitor half may blocklist any client address, so one tenant could cut off another, and
+  may drop any snapshot id of the pool, so one could destroy another's snapshots.
 - Its OSD half names one pool. Behind a cache tier (`svctl tier create`) requests go to the cache
   pool instead, and every running guest would get EPERM in mid-write. Caps by *application tag*
   follow the tier by themselves: Ceph copies the base pool's tags to its tiers, and OSDs compare
   tags at each request, so not even open sessions notice.
 
-The price of not being able to blocklist: a guest whose host died holds the exclusive lock of its
-images until an operator releases it, `svctl image unlock`, which fences the dead host first.
+The price: a guest whose host died holds the exclusive lock of its images until an operator
+releases it (`svctl image unlock`, which fences the dead host first), and tenants take snapshots
+through virtkit, which has quotas for them, not with stock tools.
 """
 
 from collections.abc import Iterable

@@ -27,7 +27,12 @@ class HitSet(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tier:
-    """A cache tier as it is. `objects` counts what the cache pool holds, whiteouts included."""
+    """A cache tier as it is.
+
+    `objects` counts what the cache pool holds, whiteouts included. `closed` means that tenants
+    can't reach base and cache: a client that opens an image brings its header into the cache,
+    which must not happen between the last look and the parting.
+    """
 
     base: str
     cache: str
@@ -35,6 +40,7 @@ class Tier:
     mode: str
     overlay: bool
     objects: int
+    closed: bool
 
 
 class Step(StrEnum):
@@ -46,8 +52,10 @@ class Step(StrEnum):
     LAY = "lead clients to the cache"
     PROXY = "let the cache take in nothing new"
     DRAIN = "flush and evict what the cache holds"
+    CLOSE = "keep tenants out for a moment"
     UNLAY = "lead clients to the base"
     REMOVE = "part the cache from the base"
+    OPEN = "let tenants in again"
 
 
 def next_setup(tier: Tier, *, limited: bool) -> Step | None:
@@ -56,6 +64,8 @@ def next_setup(tier: Tier, *, limited: bool) -> Step | None:
     `limited` says that the cache's size and hit sets are as wanted: a cache without a limit would
     fill its OSDs, and a full pool makes every client wait.
     """
+    if tier.closed:
+        return Step.OPEN
     if not tier.related:
         return Step.ADD
     if not limited:
@@ -70,12 +80,12 @@ def next_setup(tier: Tier, *, limited: bool) -> Step | None:
 def next_teardown(tier: Tier) -> Step | None:
     """What to do next so that the base stands alone, complete; None when it does."""
     if not tier.related:
-        return None
+        return Step.OPEN if tier.closed else None
     if tier.mode not in ("proxy", "none"):
         return Step.PROXY
     if tier.objects:
-        return Step.DRAIN
-    if tier.overlay:
-        # What a client with an older map still writes into the cache is drained afterwards.
-        return Step.UNLAY
-    return Step.REMOVE
+        # Somebody came in just before it was closed: let them work, and begin again.
+        return Step.OPEN if tier.closed else Step.DRAIN
+    if not tier.closed:
+        return Step.CLOSE
+    return Step.UNLAY if tier.overlay else Step.REMOVE

@@ -158,9 +158,10 @@ def first_object(cluster: Cluster, path: ImagePath) -> FirstObject:
 
 
 def create_snapshot(cluster: Cluster, path: ImagePath, snapshot: SnapshotName) -> None:
-    """Take a snapshot, unless there is one of that name."""
+    """Take a snapshot, unless there is one of that name; also while a guest uses the image."""
     with cluster.image(path) as image:
         if snapshot not in {found["name"] for found in image.list_snaps()}:
+            _take_lock(image)
             image.create_snap(snapshot)
 
 
@@ -186,7 +187,15 @@ def remove_snapshot(cluster: Cluster, path: ImagePath, snapshot: SnapshotName) -
     """Delete a snapshot, if it is there."""
     with cluster.image(path) as image:
         if snapshot in {found["name"] for found in image.list_snaps()}:
+            _take_lock(image)
             image.remove_snap(snapshot)
+
+
+def _take_lock(image: rbd.Image) -> None:
+    # librbd would ask the lock's owner, a guest with the tenant's key, to do it. That key can't
+    # allocate or drop snapshot ids (whoever can may drop those of every tenant in the pool), so
+    # the guest hands the lock over for a moment. It takes it back with its next write.
+    image.lock_acquire(rbd.RBD_LOCK_MODE_EXCLUSIVE)
 
 
 def _parent(image: rbd.Image) -> tuple[ImagePath, str] | None:

@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from storvirt import caps
 from storvirt.backends import pools
-from storvirt.backends.cluster import Cluster
+from storvirt.backends.cluster import Cluster, application_tags
 from storvirt.model import PoolName
 from storvirt.tiering import HitSet, Step, Tier
 from tenancy.errors import BackendUnavailable, NotFound, Refused
@@ -56,6 +57,7 @@ def look(cluster: Cluster, base: PoolName, cache: PoolName) -> Tier:
         mode=found[cache]["cache_mode"],
         overlay=found[base]["write_tier"] == found[cache]["pool"],
         objects=len(objects(cluster, cache)) if related else 0,
+        closed=caps.TAG not in application_tags(found[base], caps.APPLICATION),
     )
 
 
@@ -93,13 +95,15 @@ def objects(cluster: Cluster, pool: PoolName) -> Sequence[tuple[str, str]]:
 
 def apply(cluster: Cluster, step: Step, tier: Tier, wanted: Limits) -> None:
     """Do one step other than DRAIN."""
-    base, cache = tier.base, tier.cache
+    base, cache = PoolName(tier.base), PoolName(tier.cache)
     command: dict[Step, Callable[[], object]] = {
         Step.ADD: lambda: cluster.raw_command("osd tier add", pool=base, tierpool=cache),
         Step.WRITEBACK: lambda: _set_mode(cluster, cache, "writeback"),
         Step.LIMIT: lambda: _set_limits(cluster, cache, wanted),
         Step.LAY: lambda: cluster.raw_command("osd tier set-overlay", pool=base, overlaypool=cache),
         Step.PROXY: lambda: _set_mode(cluster, cache, "proxy"),
+        Step.CLOSE: lambda: pools.untag(cluster, base),
+        Step.OPEN: lambda: pools.tag(cluster, base),
         Step.UNLAY: lambda: cluster.raw_command("osd tier remove-overlay", pool=base),
         Step.REMOVE: lambda: cluster.raw_command("osd tier remove", pool=base, tierpool=cache),
     }

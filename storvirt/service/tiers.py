@@ -72,25 +72,34 @@ def remove(
     clients, and leaves the tier in proxy mode, where nothing is lost. Calling again continues.
     """
     catalog.pool(fabric, base)
+    if pools.describe(cluster, base).cache is None and not pools.describe(cluster, base).tagged:
+        # Interrupted after its last step but one.
+        pools.tag(cluster, base)
+        return
     cache = _cache(cluster, base)
     unchanged = tiers.limits(cluster, cache)
     give_up = time.monotonic() + wait_s
-    rounds = 0
+    stuck_rounds = 0
+    confirmed = False
     told: Step | None = None
     tier = tiers.look(cluster, base, cache)
     while step := next_teardown(tier):
         if step is not told:
             say(f"{cache}: {step}")
             told = step
+        left = tier.objects
         if step is Step.DRAIN:
             tiers.drain(cluster, cache)
+            confirmed = False
+        elif step is Step.CLOSE and not confirmed:
+            # It takes seconds, in which clients may come: so look again before closing.
+            tiers.confirm_empty(cluster, cache)
+            confirmed = True
         else:
-            if step in (Step.UNLAY, Step.REMOVE):
-                tiers.confirm_empty(cluster, cache)
             tiers.apply(cluster, step, tier, unchanged)
-        before, tier = tier, tiers.look(cluster, base, cache)
-        rounds = rounds + 1 if step is Step.DRAIN and tier.objects >= before.objects else 0
-        if rounds >= STUCK_ROUNDS:
+        tier = tiers.look(cluster, base, cache)
+        stuck_rounds = stuck_rounds + 1 if step is Step.DRAIN and tier.objects >= left else 0
+        if stuck_rounds >= STUCK_ROUNDS:
             if time.monotonic() >= give_up:
                 raise Refused(_stuck(cluster, base, cache))
             time.sleep(1)
@@ -110,8 +119,6 @@ def _default_size(cluster: Cluster, cache: PoolName) -> int:
 
 def _refuse_unfit(fabric: Fabric, base: PoolFacts, cache: PoolFacts) -> None:
     held = [e.record.tenant for e in catalog.namespaces(fabric) if e.record.pool == cache.name]
-    catalog.pool(fabric, base.name)
-    catalog.pool(fabric, cache.name)
     reason = None
     if base.name == cache.name:
         reason = "a pool can't be its own cache. Choose another"
@@ -137,6 +144,8 @@ def _refuse_unfit(fabric: Fabric, base: PoolFacts, cache: PoolFacts) -> None:
         reason = "tiers can't be stacked. Choose pools that are in none"
     if reason:
         raise Refused(f"pool {base.name}: {reason}.")
+    catalog.pool(fabric, base.name)
+    catalog.pool(fabric, cache.name)
 
 
 def _stuck(cluster: Cluster, base: PoolName, cache: PoolName) -> str:

@@ -1,4 +1,5 @@
-"""USER KEY POOL OWN OTHER IMAGE: what a tenant's key can do; prints what was not refused."""
+"""USER KEY POOL OWN IMAGE OTHER THEIRS SNAPSHOT-ID: what a tenant's key can do, to its own IMAGE
+and to the image THEIRS of another; prints what was not refused."""
 
 import json
 import sys
@@ -8,7 +9,7 @@ import rados
 import rbd
 from cluster import connected
 
-user, key, pool, own, other, image = sys.argv[1:]
+user, key, pool, own, mine_too, other, image, snapshot_id = sys.argv[1:]
 allowed: list[str] = []
 own_works: list[str] = []
 
@@ -19,6 +20,12 @@ def attempt(what: str, act: Callable[[], object], into: list[str]) -> None:
     except (rados.Error, rbd.Error):
         return
     into.append(what)
+
+
+def write(context: rados.Ioctx, image: str) -> None:
+    with rbd.Image(context, image) as disk:
+        disk.write(b"x" * 512, 0)
+        disk.flush()
 
 
 def first_object(context: rados.Ioctx) -> None:
@@ -44,8 +51,7 @@ with connected(user, key) as cluster:
     api = rbd.RBD()
 
     attempt("list", lambda: api.list(mine), own_works)
-    attempt("create", lambda: api.create(mine, "probe", 1 << 22), own_works)
-    attempt("write", lambda: rbd.Image(mine, "probe").write(b"x" * 512, 0), own_works)
+    attempt("write", lambda: write(mine, mine_too), own_works)
 
     for label, context in (("other", theirs), ("default", default)):
         at = f"{label} namespace"
@@ -65,6 +71,12 @@ with connected(user, key) as cluster:
             f"overwrite rbd_info: {at}", lambda c=context: c.write_full("rbd_info", b"x"), allowed
         )
     attempt("list objects of all namespaces", lambda: first_object(wild), allowed)
+    attempt("make a snapshot id", default.create_self_managed_snap, allowed)
+    attempt(
+        "drop another's snapshot id",
+        lambda: default.remove_self_managed_snap(int(snapshot_id)),
+        allowed,
+    )
     attempt("list namespaces", lambda: api.namespace_list(default), allowed)
     attempt("make a namespace", lambda: api.namespace_create(default, "evil"), allowed)
     attempt("remove a namespace", lambda: api.namespace_remove(default, other), allowed)

@@ -1,13 +1,14 @@
 """USER KEY POOL NAMESPACE IMAGE STOPFILE SEED: write until told to stop, print what is owed.
 
-Opens the image again for each burst, as guests come and go, and flushes before it remembers a
-write as acknowledged. Prints {offset: seed of the block}.
+Opens the image again for each burst, as guests come and go with a pause between, and flushes
+before it remembers a write as acknowledged. Prints {offset: seed of the block}.
 """
 
 import hashlib
 import json
 import random
 import sys
+import time
 from pathlib import Path
 
 import rbd
@@ -25,16 +26,24 @@ def block(label: str) -> bytes:
 
 with connected(user, key) as cluster, cluster.open_ioctx(pool) as context:
     context.set_namespace(namespace)
-    burst = 0
+    bursts = refused = 0
     while not Path(stop).exists():
-        burst += 1
+        bursts += 1
         written: dict[int, str] = {}
-        with rbd.Image(context, image) as disk:
-            for count in range(20):
-                offset = rng.randrange(disk.size() // BLOCK) * BLOCK
-                label = f"{seed}-{burst}-{count}"
-                disk.write(block(label), offset)
-                written[offset] = label
-            disk.flush()
+        try:
+            with rbd.Image(context, image) as disk:
+                for count in range(20):
+                    offset = rng.randrange(disk.size() // BLOCK) * BLOCK
+                    label = f"{seed}-{bursts}-{count}"
+                    # Until it is acknowledged, the block may be the old one or the new one.
+                    owed.pop(offset, None)
+                    disk.write(block(label), offset)
+                    written[offset] = label
+                disk.flush()
+        except rbd.PermissionError:
+            # The moment in which a tier is parted: nobody may open an image.
+            refused += 1
+            continue
         owed |= written
-print(json.dumps({"bursts": burst, "owed": owed}))
+        time.sleep(1.5)
+print(json.dumps({"bursts": bursts, "refused": refused, "owed": owed}))
