@@ -74,8 +74,14 @@ def start(host: "Host", daemon: Daemon) -> None:
     )
 
     def has_ended() -> bool:
-        started = host.path(_pid_file(daemon)).exists()
-        return not host.process.runs() or (started and not is_running(host, daemon))
+        return not host.process.runs() or (has_started() and not is_running(host, daemon))
+
+    def has_started() -> bool:
+        """Whether the number is on record, whole: the file is there before it is written."""
+        try:
+            return host.path(_pid_file(daemon)).read_text().endswith("\n")
+        except FileNotFoundError:
+            return False
 
     waiting.until(
         lambda: daemon.ready(host) or has_ended(),

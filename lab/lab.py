@@ -85,7 +85,7 @@ class Lab:
         return cls(record, plan)
 
     @staticmethod
-    def down(name: str = DEFAULT_NAME) -> bool:
+    def down(name: str) -> bool:
         """Remove the lab, whatever state it is in; False if there is none."""
         record = Record(name)
         if not record.exists():

@@ -24,7 +24,7 @@ from netvirt.agent.dhcp_server import DhcpServer
 from netvirt.agent.knowledge import Knowledge
 from netvirt.agent.programmer import Programmer
 from netvirt.agent.topology import Topology
-from netvirt.backends import links
+from netvirt.backends import link_settings, links
 from netvirt.backends.openflow import DEFAULT_RUN_DIR, Switch
 from netvirt.backends.openflow_events import Connected, PacketIn
 from netvirt.backends.vswitch import DEFAULT_REMOTE, Bridge, VSwitch
@@ -70,6 +70,7 @@ class Agent:
             name=config.bridge,
             datapath_type=config.datapath_type,
             tunnels=tuple((TUNNEL_NAMES[overlay], str(overlay)) for overlay in Overlay),
+            tunnel_ip=config.tunnel_ip,
         )
         self._watch = FabricWatch(config.db, AGENT_COLUMNS)
         self._watch.set_interest_in_all("Fabric")
@@ -85,6 +86,7 @@ class Agent:
         self._bridge_ready = False
         self._unexamined: set[PortId] = set()
         self._greeted: frozenset[IPv4Address] = frozenset()
+        self._secluded: set[tuple[str, int | None]] = set()
         self._acknowledged = -1
         self._heartbeat_due = 0.0
         self._ready_file = config.run_dir / "agent.ready"
@@ -116,7 +118,7 @@ class Agent:
         """One turn of the loop. Never blocks."""
         if self._take_in():
             self._ask_for_rows()
-            self._fit_mtu()
+            self._fit_links()
             self._greet(self._knowledge.endpoints() - self._greeted)
         self._programmer.step(hold=not self._may_program)
         self._write_rows()
@@ -184,13 +186,24 @@ class Agent:
             return False
         return self._watch.settled or (self._ready and not self._watch.connected)
 
-    def _fit_mtu(self) -> None:
-        """Give the host's end of every port its network's MTU; a tap's guest sees it as well."""
+    def _fit_links(self) -> None:
+        """Make the host's end of every port fit, whoever made it: the MTU of its network, which
+        a tap's guest sees as well, and no part of it in the host's own network stack.
+        """
         for port, interface in self._knowledge.interfaces.items():
             known = self._knowledge.ports.get(port)
             network = self._knowledge.networks.get(known.network) if known else None
-            if network is not None and interface.mtu not in (None, network.mtu_bytes):
+            if network is None:
+                continue
+            if interface.mtu not in (None, network.mtu_bytes):
                 self._vswitch.ensure_mtu(interface.name, network.mtu_bytes)
+            link = (interface.name, interface.ifindex)
+            if link not in self._secluded:
+                try:
+                    link_settings.seclude(interface.name)
+                except OSError as error:
+                    log.warning("link not secluded", link=interface.name, reason=str(error))
+                self._secluded.add(link)
 
     def _greet(self, endpoints: Collection[IPv4Address]) -> None:
         """Have the switch resolve these endpoints before a tenant's packet needs them."""
