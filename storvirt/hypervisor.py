@@ -1,14 +1,19 @@
 """What a hypervisor must be told to open a tenant's image, in its own words. Pure.
 
 The key never stands in an argument, where every user of the host could read it in the process
-list: QEMU gets the name of a file that holds it, libvirt a secret that is set through its API.
+list: QEMU gets the name of a file that holds it.
+
+libvirt's own `<disk type='network'>` has no word for an RBD namespace: libvirt 9.0 passes
+`namespace/image` on as the image's name, which QEMU does not find. So a domain gets the same
+arguments as a bare QEMU through libvirt's passthrough element (https://libvirt.org/drvqemu.html,
+"Pass-through of arbitrary qemu commands").
 """
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from uuid import NAMESPACE_URL, UUID, uuid5
-from xml.sax.saxutils import escape, quoteattr
+from uuid import UUID
+from xml.sax.saxutils import quoteattr
 
 from storvirt.model import ImagePath
 
@@ -25,13 +30,8 @@ class Connection:
     image_id: UUID
 
     @property
-    def secret_id(self) -> UUID:
-        """The same for one tenant of one cluster always, so that a host defines it once."""
-        return uuid5(NAMESPACE_URL, f"ceph://{self.fsid}/{self.user}")
-
-    @property
     def node(self) -> str:
-        """The image's name as QEMU block node and libvirt alias; at most 31 characters."""
+        """The image's name as a QEMU block node; at most 31 characters."""
         return f"virtkit-{self.image_id.hex[:12]}"
 
 
@@ -65,48 +65,37 @@ def qemu_object(connection: Connection, key_file: str) -> dict[str, str]:
     }
 
 
-def qemu_arguments(connection: Connection, key_file: str) -> list[str]:
-    """Arguments for qemu-system-* that give the guest the image as a virtio disk."""
+def qemu_arguments(
+    connection: Connection, key_file: str, *, pci_slot: int | None = None
+) -> list[str]:
+    """Arguments for qemu-system-* that give the guest the image as a virtio disk.
+
+    Without a slot, QEMU takes the next free one.
+    """
+    address = "" if pci_slot is None else f",addr={pci_slot:#x}"
     return [
         "-object",
         json.dumps(qemu_object(connection, key_file)),
         "-blockdev",
         json.dumps(qemu_blockdev(connection)),
         "-device",
-        f"virtio-blk-pci,drive={connection.node}",
+        f"virtio-blk-pci,drive={connection.node}{address}",
     ]
 
 
-def libvirt_secret(connection: Connection) -> str:
-    """For `virsh secret-define`; the value goes through `virsh secret-set-value`."""
-    return (
-        "<secret ephemeral='no' private='yes'>\n"
-        f"  <uuid>{connection.secret_id}</uuid>\n"
-        "  <usage type='ceph'>\n"
-        f"    <name>{escape(f'client.{connection.user} {connection.fsid}')}</name>\n"
-        "  </usage>\n"
-        "</secret>\n"
-    )
+def libvirt_commandline(connection: Connection, key_file: str, *, pci_slot: int) -> str:
+    """An element to be put into a libvirt <domain>; it brings its XML namespace along.
 
-
-def libvirt_disk(connection: Connection) -> str:
-    """The <disk> element of a domain."""
-    path = connection.path
-    hosts = "".join(
-        f"    <host name={quoteattr(host)} port='{port}'/>\n" for host, port in connection.monitors
+    The slot is said, because libvirt gives its own devices the low ones and does not know of this.
+    """
+    arguments = "".join(
+        f"  <qemu:arg value={quoteattr(argument)}/>\n"
+        for argument in qemu_arguments(connection, key_file, pci_slot=pci_slot)
     )
     return (
-        "<disk type='network' device='disk'>\n"
-        "  <driver name='qemu' type='raw' discard='unmap'/>\n"
-        f"  <auth username={quoteattr(connection.user)}>\n"
-        f"    <secret type='ceph' uuid='{connection.secret_id}'/>\n"
-        "  </auth>\n"
-        f"  <source protocol='rbd' name={quoteattr(str(path))}>\n"
-        f"{hosts}"
-        "  </source>\n"
-        "  <target dev='vda' bus='virtio'/>\n"
-        f"  <serial>{connection.image_id.hex[:20]}</serial>\n"
-        "</disk>\n"
+        "<qemu:commandline xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>\n"
+        f"{arguments}"
+        "</qemu:commandline>\n"
     )
 
 

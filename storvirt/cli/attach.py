@@ -28,8 +28,11 @@ def attach(
     as_: Annotated[Hypervisor, typer.Option("--as", help="For whom.")] = Hypervisor.QEMU,
     write_dir: Annotated[
         Path | None,
-        typer.Option(help="Write the key and XML there, mode 0600.", show_default=False),
+        typer.Option(help="Write the key there, mode 0600.", show_default=False),
     ] = None,
+    pci_slot: Annotated[
+        int, typer.Option(min=1, max=31, help="For libvirt: another for each disk of a domain.")
+    ] = 0x10,
     output: Output = Format.TABLE,
 ) -> None:
     """Print what a hypervisor needs to open an image, the tenant's key included."""
@@ -38,54 +41,26 @@ def attach(
     wanted = image_name(name)
     with fabric_and_ceph(context) as (fabric, cluster):
         connection = attaching.attach(fabric, cluster, tenant, wanted)
-    files = _files(connection, as_)
-    where = _write(files, write_dir) if write_dir else Path()
+    where = _write(connection, write_dir) if write_dir else Path()
+    key_file = str(where / hypervisor.key_file_name(connection))
     if output is not Format.TABLE:
-        show(_document(connection, as_, files, where, written=write_dir is not None), output)
-    elif as_ is Hypervisor.QEMU:
-        key_file = str(where / hypervisor.key_file_name(connection))
-        print(shlex.join(hypervisor.qemu_arguments(connection, key_file)))
-        if not write_dir:
-            say(f"The key is below; put it in {key_file} with mode 0600, or give --write-dir.")
-            print(connection.secret)
-    else:
-        _print_libvirt(connection, where if write_dir else None)
-
-
-def _files(connection: Connection, as_: Hypervisor) -> dict[str, str]:
-    key = {hypervisor.key_file_name(connection): connection.secret}
-    if as_ is Hypervisor.QEMU:
-        return key
-    return {
-        **key,
-        "secret.xml": hypervisor.libvirt_secret(connection),
-        f"{connection.path.name}.xml": hypervisor.libvirt_disk(connection),
-    }
-
-
-def _print_libvirt(connection: Connection, where: Path | None) -> None:
-    if where is None:
-        say("Secret, value for `virsh secret-set-value`, and disk; or give --write-dir.")
-        print(hypervisor.libvirt_secret(connection), end="")
-        print(connection.secret)
-        print(hypervisor.libvirt_disk(connection), end="")
+        show(
+            _document(connection, as_, key_file, pci_slot) | {"written": write_dir is not None},
+            output,
+        )
         return
-    key_file = where / hypervisor.key_file_name(connection)
-    disk_file = where / f"{connection.path.name}.xml"
-    print(f"virsh secret-define {where / 'secret.xml'}")
-    print(f"virsh secret-set-value {connection.secret_id} --file {key_file}")
-    print(f"virsh attach-device DOMAIN {disk_file} --persistent")
+    if as_ is Hypervisor.QEMU:
+        print(shlex.join(hypervisor.qemu_arguments(connection, key_file)))
+    else:
+        print(hypervisor.libvirt_commandline(connection, key_file, pci_slot=pci_slot), end="")
+    if not write_dir:
+        say(f"The key is below; put it in {key_file} with mode 0600, or give --write-dir.")
+        print(connection.secret)
 
 
 def _document(
-    connection: Connection,
-    as_: Hypervisor,
-    files: dict[str, str],
-    where: Path,
-    *,
-    written: bool,
+    connection: Connection, as_: Hypervisor, key_file: str, pci_slot: int
 ) -> dict[str, Any]:
-    key_file = str(where / hypervisor.key_file_name(connection))
     document: dict[str, Any] = {
         "image": str(connection.path),
         "pool": connection.path.pool,
@@ -93,10 +68,9 @@ def _document(
         "name": connection.path.name,
         "user": connection.user,
         "key": connection.secret,
+        "key_file": key_file,
         "fsid": connection.fsid,
         "monitors": [f"{host}:{port}" for host, port in connection.monitors],
-        "files": {str(where / name): text for name, text in files.items()},
-        "written": written,
     }
     if as_ is Hypervisor.QEMU:
         document["qemu"] = {
@@ -105,26 +79,21 @@ def _document(
             "arguments": hypervisor.qemu_arguments(connection, key_file),
         }
     else:
-        document["libvirt"] = {
-            "secret_id": str(connection.secret_id),
-            "secret": hypervisor.libvirt_secret(connection),
-            "secret_value": connection.secret,
-            "disk": hypervisor.libvirt_disk(connection),
-        }
+        element = hypervisor.libvirt_commandline(connection, key_file, pci_slot=pci_slot)
+        document["libvirt"] = {"commandline": element}
     return document
 
 
-def _write(files: dict[str, str], directory: Path) -> Path:
+def _write(connection: Connection, directory: Path) -> Path:
     directory = directory.absolute()
+    path = directory / hypervisor.key_file_name(connection)
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for name, text in files.items():
-            path = directory / name
-            # Made anew with its mode, so that no moment and no older mode shows the key.
-            path.unlink(missing_ok=True)
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "w") as file:
-                file.write(text)
+        # Made anew with its mode, so that no moment and no older mode shows the key.
+        path.unlink(missing_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(connection.secret)
     except OSError as error:
         raise InvalidRequest(
             f"directory {directory} cannot be written: {error.strerror}. Choose another."

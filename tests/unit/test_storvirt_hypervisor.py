@@ -38,22 +38,16 @@ def test_qemu_gets_a_block_device_and_the_keys_file_but_never_the_key() -> None:
     assert KEY not in " ".join(arguments)
 
 
-def test_libvirt_gets_a_secret_and_a_disk_that_refers_to_it() -> None:
-    secret = ElementTree.fromstring(hypervisor.libvirt_secret(connection()))
-    disk = ElementTree.fromstring(hypervisor.libvirt_disk(connection()))
+def test_libvirt_passes_the_same_arguments_on() -> None:
+    element = ElementTree.fromstring(
+        hypervisor.libvirt_commandline(connection(), "/k/red", pci_slot=16)
+    )
 
-    assert disk.find("auth/secret").get("uuid") == secret.findtext("uuid")  # type: ignore[union-attr]
-    assert disk.find("source").get("name") == "vms/red/disk-1"  # type: ignore[union-attr]
-    assert [host.get("name") for host in disk.findall("source/host")] == ["10.0.0.1", "fd00::2"]
-    assert KEY not in ElementTree.tostring(secret).decode() + ElementTree.tostring(disk).decode()
-
-
-def test_a_tenant_has_one_secret_in_a_cluster_whatever_the_image() -> None:
-    other = ImagePath(pool=PoolName("vms"), namespace=TenantName("red"), name="disk-2")
-
-    assert connection().secret_id == connection(path=other).secret_id
-    assert connection().secret_id != connection(user="virtkit.blue").secret_id
-    assert connection().secret_id != connection(fsid="another").secret_id
+    arguments = [child.get("value") for child in element]
+    assert arguments == hypervisor.qemu_arguments(connection(), "/k/red", pci_slot=16)
+    assert arguments[-1].endswith(",addr=0x10")  # type: ignore[union-attr]
+    assert element.tag == "{http://libvirt.org/schemas/domain/qemu/1.0}commandline"
+    assert KEY not in ElementTree.tostring(element).decode()
 
 
 def test_caps_name_the_tenants_namespaces_and_no_blocklisting() -> None:
