@@ -136,9 +136,9 @@ def plug(
             link = plugging.plug_netns(fabric, settings.host.name, found, netns, interface)
         else:
             link = plugging.plug_tap(fabric, settings.host.name, found)
-        plugging.wait_until_bound(fabric, settings.host.name, found, wait_timeout)
+        lagging = plugging.wait_until_bound(fabric, settings.host.name, found, wait_timeout)
         state = ports.get_by_id(fabric, found.port.id)
-    show({**record(state), "link": link}, output)
+    show({**record(state), "link": link, "not_yet_on": sorted(lagging)}, output)
 
 
 @app.command()

@@ -9,11 +9,14 @@ from ipaddress import IPv4Interface
 
 from netvirt.backends import attach, links
 from netvirt.model import PortId
-from netvirt.service.acknowledge import wait_for_hosts
+from netvirt.service.acknowledge import hosts_of_network, wait_for_hosts
 from netvirt.service.ports import PortState
 from tenancy.backends.codec import Row
 from tenancy.backends.fabric import Fabric
 from tenancy.errors import BackendUnavailable, Refused
+
+# How long plugging in waits for the other hosts of the network.
+OTHER_HOSTS_WAIT_S = 2.0
 
 
 def plug_netns(fabric: Fabric, host_name: str, state: PortState, netns: str, interface: str) -> str:
@@ -55,8 +58,15 @@ def unplug(port_id: PortId) -> None:
     links.unplug(port_id)
 
 
-def wait_until_bound(fabric: Fabric, host_name: str, state: PortState, timeout_s: float) -> None:
-    """Return when this host's agent has bound the port and every host concerned knows it."""
+def wait_until_bound(
+    fabric: Fabric, host_name: str, state: PortState, timeout_s: float
+) -> frozenset[str]:
+    """Return when this host's agent has bound the port and its switch has all that follows.
+
+    The other hosts of the network are given a moment as well, so that traffic usually passes both
+    ways at once; those that have not followed are returned. A host that is down must not keep
+    ports from being plugged in elsewhere.
+    """
 
     def is_here(rows: Sequence[Row]) -> bool:
         return any(row["host"] == host_name for row in rows)
@@ -66,11 +76,13 @@ def wait_until_bound(fabric: Fabric, host_name: str, state: PortState, timeout_s
             f"port {state.port.name}: plugged in, but host {host_name}'s agent did not bind it "
             f"within {timeout_s:g} s. See whether it runs: `nvctl host get {host_name}`."
         )
-    hosts = frozenset(row["host"] for row in fabric.select("Binding", network=state.network.id))
     transaction = fabric.transaction()
     transaction.request_acknowledgement()
     transaction.commit()
-    wait_for_hosts(fabric, f"port {state.port.name}", transaction.cfg, hosts, timeout_s)
+    here = frozenset({host_name})
+    wait_for_hosts(fabric, f"port {state.port.name}", transaction.cfg, here, timeout_s)
+    others = hosts_of_network(fabric, state.network.id) - here
+    return fabric.wait_for_hosts(transaction.cfg or 0, others, min(timeout_s, OTHER_HOSTS_WAIT_S))
 
 
 def wait_until_released(fabric: Fabric, host_name: str, state: PortState, timeout_s: float) -> None:

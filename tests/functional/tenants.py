@@ -22,6 +22,7 @@ class Container:
     mac: str
     port_id: str
     link: str
+    not_yet_on: list[str]
 
     @property
     def netns(self) -> str:
@@ -91,6 +92,7 @@ class Fabric:
             port["mac"],
             port["id"],
             plug["link"],
+            plug["not_yet_on"],
         )
 
     def remove(self, container: Container) -> None:
