@@ -1,0 +1,236 @@
+"""Networks and ports on a real database, also when many ask at once."""
+
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from netvirt.model import Overlay, holder
+from netvirt.rows import binding
+from netvirt.service import hosts, networks, ports
+from netvirt.service.networks import NetworkRequest
+from netvirt.service.ports import PortRequest
+from tenancy import service as tenants
+from tenancy.backends.fabric import Fabric
+from tenancy.errors import BackendUnavailable, QuotaExceeded, Refused, VirtkitError
+from tenancy.model import Resource
+
+
+@pytest.fixture(autouse=True)
+def red(fabric: Fabric) -> None:
+    tenants.create(fabric, "red")
+    networks.create(fabric, "red", NetworkRequest(name="front", cidr="10.1.0.0/24"))
+
+
+def at_once(remote: str, number: int, act: Callable[[Fabric, int], None]) -> list[VirtkitError]:
+    """Let that many act at the same moment, each on its own connection; the errors they met."""
+    errors: list[VirtkitError] = []
+    together = threading.Barrier(number)
+
+    def one(index: int) -> None:
+        with Fabric.connect(remote, timeout_s=30) as fabric:
+            together.wait()
+            try:
+                act(fabric, index)
+            except VirtkitError as error:
+                errors.append(error)
+
+    threads = [threading.Thread(target=one, args=(index,)) for index in range(number)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return errors
+
+
+def addresses(fabric: Fabric) -> list[str]:
+    return sorted(
+        str(address) for state in ports.list_all(fabric, "red") for address in state.port.addresses
+    )
+
+
+def test_ports_made_at_once_get_different_addresses(fabric: Fabric, fabric_remote: str) -> None:
+    errors = at_once(
+        fabric_remote,
+        30,
+        lambda mine, index: void(ports.create(mine, "red", "front", PortRequest(name=f"p{index}"))),
+    )
+
+    assert errors == []
+    assert len(set(addresses(fabric))) == 30
+    usage = tenants.get(fabric, "red").quota
+    assert (usage[Resource.PORTS].used, usage[Resource.ADDRESSES].used) == (30, 30)
+
+
+def test_of_fifty_racing_for_the_last_port_one_wins(fabric: Fabric, fabric_remote: str) -> None:
+    tenants.set_quota(fabric, "red", {Resource.PORTS: 1})
+
+    errors = at_once(
+        fabric_remote,
+        50,
+        lambda mine, index: void(ports.create(mine, "red", "front", PortRequest(name=f"p{index}"))),
+    )
+
+    assert len(errors) == 49
+    assert {type(error) for error in errors} == {QuotaExceeded}
+    assert len(addresses(fabric)) == 1
+
+
+def test_networks_made_at_once_get_different_segments(fabric: Fabric, fabric_remote: str) -> None:
+    errors = at_once(
+        fabric_remote,
+        20,
+        lambda mine, index: void(
+            networks.create(mine, "red", NetworkRequest(name=f"n{index}", cidr="10.2.0.0/24"))
+        ),
+    )
+
+    assert errors == []
+    segments = {network.segment_id for _, network in networks.list_all(fabric)}
+    assert segments == set(range(1, 22))
+
+
+def test_a_segment_id_chosen_by_hand_is_passed_over(fabric: Fabric) -> None:
+    networks.create(fabric, "red", NetworkRequest(name="two", cidr="10.2.0.0/24", segment_id=2))
+
+    third = networks.create(fabric, "red", NetworkRequest(name="three", cidr="10.3.0.0/24"))
+
+    assert third.segment_id == 3
+
+
+def test_a_full_network_says_so_and_a_freed_address_is_found(fabric: Fabric) -> None:
+    networks.create(fabric, "red", NetworkRequest(name="tiny", cidr="10.9.0.0/29"))
+    for index in range(5):
+        ports.create(fabric, "red", "tiny", PortRequest(name=f"p{index}"))
+
+    with pytest.raises(Refused, match=r"network tiny \(10\.9\.0\.0/29\) has no free address left"):
+        ports.create(fabric, "red", "tiny", PortRequest(name="one-more"))
+    ports.delete(fabric, "red", "tiny", "p1")
+    again = ports.create(fabric, "red", "tiny", PortRequest(name="again"))
+
+    assert [str(address) for address in again.port.addresses] == ["10.9.0.3"]
+
+
+def test_an_address_just_given_back_is_the_last_to_be_given_out(fabric: Fabric) -> None:
+    first = ports.create(fabric, "red", "front", PortRequest(name="first"))
+    ports.delete(fabric, "red", "front", "first")
+
+    second = ports.create(fabric, "red", "front", PortRequest(name="second"))
+
+    assert second.port.addresses != first.port.addresses
+
+
+def test_addresses_come_from_the_pools(fabric: Fabric) -> None:
+    request = NetworkRequest(
+        name="pooled", cidr="10.8.0.0/24", pools=["10.8.0.50-10.8.0.51", "10.8.0.99-10.8.0.99"]
+    )
+    networks.create(fabric, "red", request)
+
+    made = [
+        str(ports.create(fabric, "red", "pooled", PortRequest(name=f"p{i}")).port.addresses[0])
+        for i in range(3)
+    ]
+
+    assert made == ["10.8.0.50", "10.8.0.51", "10.8.0.99"]
+
+
+def test_the_same_name_gets_the_same_mac_again(fabric: Fabric) -> None:
+    first = ports.create(fabric, "red", "front", PortRequest(name="web"))
+    ports.delete(fabric, "red", "front", "web")
+
+    assert ports.create(fabric, "red", "front", PortRequest(name="web")).port.mac == first.port.mac
+
+
+def test_the_mtu_is_what_the_smallest_underlay_leaves(fabric: Fabric) -> None:
+    for name, mtu in (("h1", 9000), ("h2", 1600)):
+        transaction = fabric.transaction()
+        columns = {"name": name, "underlay_mtu": mtu, "overlays": frozenset({"vxlan", "gre"})}
+        transaction.insert("Host", columns)
+        transaction.commit()
+
+    made = {
+        overlay: networks.create(
+            fabric, "red", NetworkRequest(name=overlay, cidr="10.4.0.0/24", overlay=overlay)
+        ).mtu_bytes
+        for overlay in Overlay
+    }
+
+    assert made == {Overlay.VXLAN: 1550, Overlay.GRE: 1558}
+
+
+def test_a_port_that_two_deleters_delete_is_refunded_once(
+    fabric: Fabric, fabric_remote: str
+) -> None:
+    ports.create(fabric, "red", "front", PortRequest(name="web"))
+
+    errors = at_once(fabric_remote, 10, lambda mine, _: ports.delete(mine, "red", "front", "web"))
+
+    assert len(errors) == 9
+    assert tenants.get(fabric, "red").quota[Resource.PORTS].used == 0
+
+
+def bind(fabric: Fabric, port: ports.PortState, host: str, claim: int) -> None:
+    transaction = fabric.transaction()
+    columns = {"port": port.port.id, "network": port.network.id, "claim": claim}
+    transaction.insert("Binding", {**columns, "host": host, "active": True})
+    transaction.commit()
+
+
+def test_the_latest_claim_holds_a_port(fabric: Fabric) -> None:
+    port = ports.create(fabric, "red", "front", PortRequest(name="web"))
+    bind(fabric, port, "h1", 1)
+    bind(fabric, port, "h2", 2)
+
+    held = holder([binding(row) for row in fabric.select("Binding")])
+
+    assert held is not None
+    assert held.host == "h2"
+    assert ports.get(fabric, "red", "front", "web").binding == held
+
+
+def test_a_lost_host_is_forgotten_with_its_bindings(fabric: Fabric) -> None:
+    port = ports.create(fabric, "red", "front", PortRequest(name="web"))
+    hosts.create(fabric, "h1")
+    bind(fabric, port, "h1", 1)
+
+    with pytest.raises(Refused, match="host h1 holds 1 bound port"):
+        hosts.delete(fabric, "h1", now_s=1000)
+    hosts.delete(fabric, "h1", now_s=1000, force=True)
+
+    assert hosts.list_all(fabric) == []
+    assert ports.get(fabric, "red", "front", "web").binding is None
+
+
+def test_waiting_for_a_host_that_does_not_follow_ends_in_time(fabric: Fabric) -> None:
+    port = ports.create(fabric, "red", "front", PortRequest(name="web"))
+    hosts.create(fabric, "h1")
+    bind(fabric, port, "h1", 1)
+
+    with pytest.raises(BackendUnavailable, match=r"port two: stored, but h1 did not apply it"):
+        ports.create(fabric, "red", "front", PortRequest(name="two"), wait_s=0.2)
+
+    assert ports.get(fabric, "red", "front", "two").port.name == "two"
+
+
+def test_waiting_ends_when_the_host_has_followed(fabric: Fabric, fabric_remote: str) -> None:
+    port = ports.create(fabric, "red", "front", PortRequest(name="web"))
+    hosts.create(fabric, "h1")
+    bind(fabric, port, "h1", 1)
+
+    def follow() -> None:
+        with Fabric.connect(fabric_remote) as mine:
+            asked = mine.wait_until("Fabric", lambda rows: rows[0]["cfg"] > 0, 10)
+            assert asked
+            (row,) = mine.select("Fabric")
+            transaction = mine.transaction()
+            transaction.update(hosts.find(mine, "h1"), {"cfg": row["cfg"]})
+            transaction.commit()
+
+    follower = threading.Thread(target=follow)
+    follower.start()
+    ports.create(fabric, "red", "front", PortRequest(name="two"), wait_s=10)
+    follower.join()
+
+
+def void(_: object) -> None:
+    """For a lambda that is called for what it does."""
