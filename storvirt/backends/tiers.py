@@ -1,5 +1,6 @@
 """Ceph's cache tiers: looking at one, and the single steps of `storvirt.tiering`."""
 
+import errno
 import json
 import re
 import subprocess
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 
 from storvirt import caps
 from storvirt.backends import pools
-from storvirt.backends.cluster import Cluster, application_tags
+from storvirt.backends.cluster import Cluster, CommandFailed, application_tags
 from storvirt.model import PoolName
 from storvirt.tiering import HitSet, Step, Tier
 from tenancy.errors import BackendUnavailable, NotFound, Refused
@@ -97,7 +98,7 @@ def apply(cluster: Cluster, step: Step, tier: Tier, wanted: Limits) -> None:
     """Do one step other than DRAIN."""
     base, cache = PoolName(tier.base), PoolName(tier.cache)
     command: dict[Step, Callable[[], object]] = {
-        Step.ADD: lambda: cluster.raw_command("osd tier add", pool=base, tierpool=cache),
+        Step.ADD: lambda: _add(cluster, base, cache),
         Step.WRITEBACK: lambda: _set_mode(cluster, cache, "writeback"),
         Step.LIMIT: lambda: _set_limits(cluster, cache, wanted),
         Step.LAY: lambda: cluster.raw_command("osd tier set-overlay", pool=base, overlaypool=cache),
@@ -164,6 +165,21 @@ def _rados(cluster: Cluster, *arguments: str) -> subprocess.CompletedProcess[str
         raise BackendUnavailable(
             f"rados {arguments[2]} did not end within {TOOL_TIMEOUT_S} s. Run the command again."
         ) from error
+
+
+def _add(cluster: Cluster, base: PoolName, cache: PoolName) -> None:
+    # Ceph asks the manager's counts whether the cache is empty, and they lag behind.
+    give_up = time.monotonic() + STATISTICS_LAG_S
+    while True:
+        try:
+            cluster.raw_command("osd tier add", pool=base, tierpool=cache)
+            return
+        except CommandFailed as error:
+            if error.code != errno.ENOTEMPTY or objects(cluster, cache):
+                raise
+            if time.monotonic() > give_up:
+                raise
+        time.sleep(1)
 
 
 def _set_mode(cluster: Cluster, cache: str, mode: str) -> None:

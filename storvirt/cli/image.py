@@ -8,7 +8,7 @@ import typer
 from storvirt.cli.attach import attach
 from storvirt.cli.common import MaybeTenant, PoolOption, TenantOption, fabric_and_ceph, say
 from storvirt.cli.progress import progress_bar
-from storvirt.model import Image, SnapshotRef, image_name, image_size, pool_name, snapshot_name
+from storvirt.model import Image, image_name, image_size, pool_name, snapshot_name
 from storvirt.model import snapshot_ref as parse_snapshot_ref
 from storvirt.sources import SourceFormat
 from tenancy.cli import Format, Output, Yes, confirm, session, show
@@ -60,26 +60,27 @@ def import_(
     output: Output = Format.TABLE,
 ) -> None:
     """Import a qcow2 or raw file. Interrupted, the same command goes on where it stopped."""
-    from storvirt.service import importing, snapshots
+    from storvirt.service import importing
 
     wanted, where = image_name(name), pool and pool_name(pool)
-    base = snapshot and SnapshotRef(image=wanted, snapshot=snapshot_name(snapshot))
-    with fabric_and_ceph(context) as (fabric, cluster):
-        with progress_bar(f"importing {name}") as progress:
-            image = importing.import_file(
-                fabric,
-                cluster,
-                tenant,
-                wanted,
-                source,
-                format=format,
-                pool=where or None,
-                verify=verify,
-                progress=progress,
-                say=say,
-            )
-        if base:
-            snapshots.create(fabric, cluster, tenant, base, protect=True)
+    base = snapshot_name(snapshot) if snapshot else None
+    with (
+        fabric_and_ceph(context) as (fabric, cluster),
+        progress_bar(f"importing {name}") as progress,
+    ):
+        image = importing.import_file(
+            fabric,
+            cluster,
+            tenant,
+            wanted,
+            source,
+            format=format,
+            pool=where or None,
+            snapshot=base,
+            verify=verify,
+            progress=progress,
+            say=say,
+        )
     show(_record(image), output)
 
 

@@ -6,7 +6,6 @@ that a tenant made under the same name with stock tools is never taken for ours.
 """
 
 from collections.abc import Callable
-from uuid import UUID
 
 from storvirt.backends import images
 from storvirt.backends.cluster import Cluster
@@ -130,7 +129,7 @@ def forget(fabric: Fabric, entry: ImageEntry) -> None:
             return
         transaction.guard(row, "size_bytes")
         transaction.delete(row)
-        ledger.refund(transaction, _owner(entry), _amounts(row["size_bytes"]))
+        ledger.refund(transaction, entry.tenant, _amounts(row["size_bytes"]))
 
     fabric.change(build)
 
@@ -148,7 +147,3 @@ def _publish(fabric: Fabric, cluster: Cluster, entry: ImageEntry) -> None:
 
 def _amounts(size_bytes: int) -> dict[Resource, int]:
     return {Resource.IMAGES: 1, Resource.BYTES: size_bytes}
-
-
-def _owner(entry: ImageEntry) -> UUID:
-    return entry.tenant

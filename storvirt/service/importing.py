@@ -7,9 +7,17 @@ from pathlib import Path
 from storvirt import hypervisor
 from storvirt.backends import images, importer
 from storvirt.backends.cluster import DEFAULT_TIMEOUT_S, OSD_TIMEOUT_S, Cluster
-from storvirt.model import Image, ImageName, ImagePath, PoolName
-from storvirt.service import admission, attaching, catalog
-from storvirt.sources import SourceFormat
+from storvirt.model import (
+    Image,
+    ImageName,
+    ImagePath,
+    PoolName,
+    SnapshotName,
+    SnapshotRef,
+    State,
+)
+from storvirt.service import admission, attaching, catalog, snapshots
+from storvirt.sources import Source, SourceFormat
 from tenancy.backends.fabric import Fabric
 from tenancy.errors import NotFound, Refused
 from tenancy.names import format_size
@@ -34,6 +42,7 @@ def import_file(
     *,
     format: SourceFormat | None = None,
     pool: PoolName | None = None,
+    snapshot: SnapshotName | None = None,
     verify: bool = False,
     progress: Progress = lambda _done, _total: None,
     say: Say = lambda _sentence: None,
@@ -42,9 +51,28 @@ def import_file(
 
     The file is checked before anything is recorded. Interrupted, the same call goes on where it
     stopped; if the file proves unreadable on the way, nothing is left. `verify` reads both sides
-    once more and compares.
+    once more and compares; `snapshot` is taken and protected then. Doing the same import again
+    finds it done.
     """
     source = importer.inspect(path, format)
+    if not _is_imported(fabric, tenant, name, source):
+        _copy_in(fabric, cluster, tenant, name, source, pool, verify, progress, say)
+    if snapshot is not None:
+        _take(fabric, cluster, tenant, SnapshotRef(image=name, snapshot=snapshot))
+    return catalog.image(fabric, tenant, name).record
+
+
+def _copy_in(
+    fabric: Fabric,
+    cluster: Cluster,
+    tenant: str,
+    name: ImageName,
+    source: Source,
+    pool: PoolName | None,
+    verify: bool,
+    progress: Progress,
+    say: Say,
+) -> None:
     entry = admission.admit(fabric, tenant, name, source.size_bytes, pool=pool, source=str(source))
 
     def make(target: ImagePath) -> None:
@@ -59,7 +87,7 @@ def import_file(
                     progress(at + done, source.size_bytes)
                 handle.metadata_set(_DONE, str(at + length))
             if verify:
-                say(f"comparing {name} with {path}")
+                say(f"comparing {name} with {source.path}")
                 importer.compare(source, target, conf, connection.user)
             handle.metadata_remove(_DONE)
 
@@ -68,7 +96,26 @@ def import_file(
     except importer.SourceUnreadable:
         admission.withdraw(fabric, cluster, entry)
         raise
-    return catalog.image(fabric, tenant, name).record
+
+
+def _is_imported(fabric: Fabric, tenant: str, name: ImageName, source: Source) -> bool:
+    entry = catalog.find_image(fabric, tenant, name)
+    return (
+        entry is not None
+        and entry.record.state is State.READY
+        and entry.record.source == str(source)
+    )
+
+
+def _take(fabric: Fabric, cluster: Cluster, tenant: str, ref: SnapshotRef) -> None:
+    taken = {
+        entry.record.name: entry.record
+        for entry in catalog.snapshots(fabric, catalog.image(fabric, tenant, ref.image))
+    }
+    if ref.snapshot in taken and taken[ref.snapshot].state is State.READY:
+        snapshots.protect(fabric, cluster, tenant, ref)
+    else:
+        snapshots.create(fabric, cluster, tenant, ref, protect=True)
 
 
 def _begin(cluster: Cluster, target: ImagePath, size_bytes: int, say: Say) -> int:

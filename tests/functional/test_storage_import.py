@@ -48,6 +48,23 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def test_the_same_import_again_finds_it_done(svctl: Svctl, red: str, tmp_path: Path) -> None:
+    raw = make_raw(tmp_path / "golden.raw", 64 * MIB, 4)
+    command = ("image", "import", "golden", "--tenant", red, "--from", str(raw))
+    svctl(*command)
+
+    for _ in range(2):
+        svctl(*command, "--snapshot", "base")
+
+    (snapshot,) = svctl("snapshot", "list", "golden", "--tenant", red)
+    assert snapshot["protected"] and snapshot["state"] == "ready"
+    raw.write_bytes(b"x" * MIB)
+    assert "already" in svctl.refused(*command).sentence
+    svctl("snapshot", "unprotect", "golden@base", "--tenant", red)
+    svctl("snapshot", "delete", "golden@base", "--tenant", red, "--yes")
+    svctl("image", "delete", "golden", "--tenant", red, "--yes")
+
+
 @pytest.mark.parametrize("options", [(), ("-c",), ("-o", "compat=0.10,cluster_size=4096")])
 def test_a_qcow2_file_becomes_the_same_disk_without_its_holes(
     svctl: Svctl, red: str, tmp_path: Path, options: tuple[str, ...]
