@@ -53,7 +53,13 @@ def page() -> str:
     flows = sorted(sample(), key=lambda flow: (flow.table, -flow.priority, flow.text))
     lines = [INTRODUCTION, "## Tables", "", *_table_list(), ""]
     for table in ALL_TABLES:
-        lines += [f"### {table.id} {table.name}", "", f"{table.purpose[0].upper()}{table.purpose[1:]}.", "", "```"]
+        lines += [
+            f"### {table.id} {table.name}",
+            "",
+            f"{table.purpose[0].upper()}{table.purpose[1:]}.",
+            "",
+            "```",
+        ]
         lines += [_line(flow) for flow in flows if flow.table == table.id]
         lines += ["```", ""]
     lines += ["## Drop reasons", "", "| reason | a packet that |", "|---|---|"]
