@@ -1,13 +1,18 @@
 """`nvctl` in a lab, as the network tests call it, and the containers it plugs in."""
 
 import json
+import re
 import sys
+import tempfile
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from lab.host import Host
 from lab.lab import Lab
+from lab.waiting import until
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,36 @@ class Fabric:
         """The flows of br-int as ovs-ofctl writes them, without what it counts."""
         dump = ["ovs-ofctl", "dump-flows", "br-int", "--no-stats"]
         return sorted(line.strip() for line in host.run(dump).stdout.splitlines())
+
+
+@contextmanager
+def pinging(container: Container, ip: str) -> Iterator[list[int]]:
+    """A hundred pings a second before, during and after the block; the list gets those lost.
+
+    Those lost are numbers that were not answered while a later one was.
+    """
+    lost: list[int] = []
+    argv = ["ping", "-i", "0.01", ip]
+    # A file, since a full pipe would make ping wait and lose what it is sent meanwhile.
+    with tempfile.TemporaryFile("w+") as output:
+        process = container.host.popen(argv, netns=container.netns, stdout=output)
+
+        def answered() -> set[int]:
+            output.seek(0)
+            return {int(number) for number in re.findall(r"icmp_seq=(\d+) ttl", output.read())}
+
+        def is_answered_after(number: int) -> bool:
+            return max(answered(), default=0) > number
+
+        try:
+            until(lambda: is_answered_after(0), what="no ping is answered", timeout_s=10)
+            yield lost
+            last = max(answered())
+            until(lambda: is_answered_after(last + 50), what="no ping is answered", timeout_s=30)
+        finally:
+            process.terminate()
+            process.wait(10)
+        lost += sorted(set(range(1, max(answered()))) - answered())
 
 
 def agent_state(host: Host) -> dict[str, int]:
