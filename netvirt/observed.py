@@ -22,8 +22,8 @@ class InstalledFlow:
 class Interface:
     """An interface of the integration bridge, as Open vSwitch sees it now.
 
-    `ofport` is None until the switch has opened the device, or when it can't: then `error` says
-    why. `iface_id` is the port's id if `external_ids:iface-id` holds one.
+    `ofport` is None until the switch has opened the device, or when it can't or the device has
+    gone: then `error` says why. `iface_id` is the port's id if `external_ids:iface-id` holds one.
     """
 
     name: str

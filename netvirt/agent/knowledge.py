@@ -58,7 +58,10 @@ class Knowledge:
                 self._set_host(old, row)
 
     def set_interfaces(self, interfaces: Mapping[str, Interface]) -> None:
-        """All interfaces of the bridge. Of two that claim one port the first opened one counts."""
+        """All interfaces of the bridge. Of two that claim one port the first opened one counts.
+
+        One that the switch says it can't open is no attachment: its device has gone.
+        """
         found: dict[PortId, Interface] = {}
         for interface in interfaces.values():
             if interface.iface_id is None or interface.ofport is None:
@@ -67,7 +70,11 @@ class Knowledge:
             rival = found.get(port)
             if rival is None or (rival.ofport or 0) > interface.ofport:
                 found[port] = interface
-        attached = frozenset(PortId(i.iface_id) for i in interfaces.values() if i.iface_id)
+        attached = frozenset(
+            PortId(interface.iface_id)
+            for interface in interfaces.values()
+            if interface.iface_id is not None and interface.error is None
+        )
         for port in found.keys() | self.interfaces.keys():
             if found.get(port) != self.interfaces.get(port):
                 self.dirty_ports.add(port)

@@ -23,6 +23,7 @@ def add_interface(
     port_id: UUID,
     mac: str,
     *,
+    device_is_new: bool = False,
     bridge: str = "br-int",
     remote: str = DEFAULT_REMOTE,
     timeout_s: float = DEFAULT_TIMEOUT_S,
@@ -30,12 +31,15 @@ def add_interface(
     """Put an interface on the bridge for a port and return its OpenFlow port number.
 
     Returns as soon as the switch has opened it. Idempotent. Raises `BackendUnavailable` if it
-    does not, and then leaves nothing there that was not there before.
+    does not, and then leaves nothing there that was not there before. `device_is_new` takes an
+    interface of this name off first: in userspace, the switch would go on with the old device.
     """
     ids = {"iface-id": str(port_id), "attached-mac": mac, "iface-status": "active"}
     vswitch = VSwitch(remote, bridge)
     try:
         _connect(vswitch, timeout_s)
+        if device_is_new:
+            _remove(vswitch, name, timeout_s)
         was_there = name in vswitch.interfaces()
         failing_since: float | None = None
 
@@ -77,14 +81,18 @@ def remove_interface(
     try:
         _connect(vswitch, timeout_s)
         was_there = name in vswitch.interfaces()
-        if _until(vswitch, lambda: vswitch.remove_port(name) or None, timeout_s) is None:
-            raise BackendUnavailable(
-                f"interface {name} could not be taken off {bridge} within {timeout_s:g} s "
-                f"({vswitch.failure or 'no answer'}). See the log of ovsdb-server."
-            )
+        _remove(vswitch, name, timeout_s)
         return was_there
     finally:
         vswitch.close()
+
+
+def _remove(vswitch: VSwitch, name: str, timeout_s: float) -> None:
+    if _until(vswitch, lambda: vswitch.remove_port(name) or None, timeout_s) is None:
+        raise BackendUnavailable(
+            f"interface {name} could not be taken off {vswitch.bridge} within {timeout_s:g} s "
+            f"({vswitch.failure or 'no answer'}). See the log of ovsdb-server."
+        )
 
 
 def _connect(vswitch: VSwitch, timeout_s: float) -> None:

@@ -114,6 +114,14 @@ def plug_tap(port_id: UUID, *, mac: str, mtu: int, owner: int | None = None) -> 
     return host
 
 
+def index(port_id: UUID) -> int | None:
+    """The kernel's number of a port's link, another one whenever it is made anew; None without."""
+    host = link_name(port_id)
+    with _translated(f"link {host}"), IPRoute() as here:
+        link = _find(here, host)
+    return None if link is None else int(link["index"])
+
+
 def unplug(port_id: UUID) -> bool:
     """Remove a port's link, with its other end; False if there was none. Idempotent."""
     host = link_name(port_id)

@@ -28,6 +28,9 @@ _OBSERVED = {
         "ifindex",
     ],
 }
+# The types of interfaces that are devices of the kernel's.
+_DEVICES = ("", "system")
+_GONE = "the device has been deleted"
 
 
 def connect(remote: str) -> "TouchedIdl":
@@ -58,14 +61,17 @@ class TouchedIdl(ovs.db.idl.Idl):  # type: ignore[misc]
 
 def decode(row: Any) -> Interface:
     """A row of table Interface."""
-    ofport = _optional(row.ofport)
+    ofport, error = _optional(row.ofport), _optional(row.error)
+    if row.type in _DEVICES and _optional(row.ifindex) == 0:
+        # A device that was deleted. The userspace datapath keeps its OpenFlow port all the same.
+        ofport, error = None, error or _GONE
     return Interface(
         name=row.name,
         # -1 is what ovs-vswitchd writes when it can't open the device.
         ofport=ofport if ofport is not None and ofport > 0 else None,
         iface_id=_uuid(row.external_ids.get("iface-id", "")),
         type=row.type,
-        error=_optional(row.error),
+        error=error,
         mac=_optional(row.mac_in_use),
         mtu=_optional(row.mtu),
         # A tunnel is no device of the kernel's, and has number 0.

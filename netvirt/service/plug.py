@@ -26,6 +26,7 @@ def plug_netns(fabric: Fabric, host_name: str, state: PortState, netns: str, int
     """
     _check_free(fabric, host_name, state)
     prefixes = {subnet.cidr for subnet in state.network.subnets}
+    device = links.index(state.port.id)
     addresses = tuple(
         IPv4Interface((address, cidr.prefixlen))
         for address in state.port.addresses
@@ -40,15 +41,16 @@ def plug_netns(fabric: Fabric, host_name: str, state: PortState, netns: str, int
         mtu=state.network.mtu_bytes,
         addresses=addresses,
     )
-    _connect(link, state)
+    _connect(link, state, device)
     return link
 
 
 def plug_tap(fabric: Fabric, host_name: str, state: PortState) -> str:
     """A persistent tap on the switch for a VM; returns its name."""
     _check_free(fabric, host_name, state)
+    device = links.index(state.port.id)
     link = links.plug_tap(state.port.id, mac=str(state.port.mac), mtu=state.network.mtu_bytes)
-    _connect(link, state)
+    _connect(link, state, device)
     return link
 
 
@@ -111,5 +113,11 @@ def _check_free(fabric: Fabric, host_name: str, state: PortState) -> None:
         )
 
 
-def _connect(link: str, state: PortState) -> None:
-    attach.add_interface(link, state.port.id, str(state.port.mac))
+def _connect(link: str, state: PortState, device_before: int | None) -> None:
+    """Put the link on the switch. `device_before` is its index before it was made or found."""
+    attach.add_interface(
+        link,
+        state.port.id,
+        str(state.port.mac),
+        device_is_new=links.index(state.port.id) != device_before,
+    )

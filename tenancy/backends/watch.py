@@ -106,7 +106,12 @@ class FabricWatch:
 
     @property
     def connected(self) -> bool:
-        return bool(self._idl.state == self._idl.IDL_S_MONITORING)
+        """Whether the server is there and the replica follows it.
+
+        The IDL's state alone does not tell: it stays as it was until the next connection is made.
+        """
+        idl = self._idl
+        return bool(idl.state == idl.IDL_S_MONITORING and idl._session.is_connected())
 
     @property
     def settled(self) -> bool:
