@@ -1,4 +1,6 @@
-"""Names and sizes as people type them. Pure: text in, value or `InvalidRequest` out."""
+"""Names, sizes and database addresses as people type them. Pure: text in, value or
+`InvalidRequest` out.
+"""
 
 import re
 
@@ -9,6 +11,8 @@ from tenancy.errors import InvalidRequest
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _SIZE = re.compile(r"(\d+)\s*([KMGTP]i?)?B?", re.IGNORECASE)
 _BINARY_PREFIXES = "KMGTP"
+# ovsdb(7), "Connection Methods", of the active kind.
+_REMOTE = re.compile(r"unix:.+|tcp:(?:\[[0-9a-fA-F:.]+\]|[^:\[\]\s]+):(\d{1,5})")
 
 
 def validate_name(kind: str, text: str) -> str:
@@ -29,6 +33,18 @@ def parse_size(what: str, text: str) -> int:
     number, prefix = found.groups()
     power = _BINARY_PREFIXES.index(prefix[0].upper()) + 1 if prefix else 0
     return int(number) * int(1024**power)
+
+
+def validate_remotes(text: str) -> str:
+    """`text`, if it says where a database is: one or several of unix:PATH and tcp:HOST:PORT."""
+    for remote in text.split(","):
+        found = _REMOTE.fullmatch(remote)
+        if not found or int(found[1] or 1) not in range(1, 2**16):
+            raise InvalidRequest(
+                f"database {text!r}: {remote!r} is not an address of one. Write unix:PATH or "
+                "tcp:IP:PORT, several with a comma between them."
+            )
+    return text
 
 
 def format_size(size_bytes: int) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from tenancy.errors import InvalidRequest
+from tenancy.names import validate_remotes
 
 DEFAULT_FILE = Path("/etc/virtkit/virtkit.toml")
 DEFAULT_DB = "unix:/run/virtkit/fabric.sock"
@@ -51,9 +52,16 @@ def load(
         text = file.read_text()
     except FileNotFoundError:
         text = ""
+    except OSError as error:
+        raise InvalidRequest(
+            f"{file} can't be read ({error.strerror}). Make it a file that you may read, or "
+            "remove it."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"{file}: {error}. Write it in UTF-8.") from error
     try:
         settings = msgspec.convert(tomllib.loads(text), Settings)
     except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         raise InvalidRequest(f"{file}: {error}. Correct the file.") from error
-    chosen = db or environment.get("VIRTKIT_DB")
-    return msgspec.structs.replace(settings, db=chosen) if chosen else settings
+    chosen = db or environment.get("VIRTKIT_DB") or settings.db
+    return msgspec.structs.replace(settings, db=validate_remotes(chosen))

@@ -34,7 +34,7 @@ from netvirt.rows import AGENT_COLUMNS
 from netvirt.service.hosts import HEARTBEAT_S
 from tenancy.backends.codec import Row
 from tenancy.backends.watch import Delete, FabricWatch, Insert, Update, Write
-from tenancy.errors import VirtkitError
+from tenancy.errors import BackendUnavailable, VirtkitError
 
 log = structlog.get_logger()
 
@@ -87,15 +87,21 @@ class Agent:
         self._unexamined: set[PortId] = set()
         self._greeted: frozenset[IPv4Address] = frozenset()
         self._secluded: set[tuple[str, int | None]] = set()
-        self._acknowledged = -1
+        self._databases_heard: dict[str, bool] = {}
         self._heartbeat_due = 0.0
         self._ready_file = config.run_dir / "agent.ready"
         self._ready = False
 
     def run(self, stopped: Callable[[], bool], wake_fd: int) -> None:
         """Run until `stopped`; a byte on `wake_fd` makes the loop look."""
-        self._ready_file.parent.mkdir(parents=True, exist_ok=True)
-        self._ready_file.unlink(missing_ok=True)
+        try:
+            self._ready_file.parent.mkdir(parents=True, exist_ok=True)
+            self._ready_file.unlink(missing_ok=True)
+        except OSError as error:
+            raise BackendUnavailable(
+                f"{self._ready_file.parent} can't be written ({error.strerror}). Run the agent as "
+                "root."
+            ) from error
         log.info("starting", host=self._config.host_name, db=self._config.db)
         try:
             while not stopped():
@@ -133,6 +139,8 @@ class Agent:
             self._knowledge.set_row(table, row_id, self._watch.row(table, row_id))
         if self._vswitch.run() or not self._bridge_ready:
             self._bridge_ready = self._vswitch.ensure_bridge(self._bridge)
+        self._note_connection("fabric database", self._config.db, self._watch.connected)
+        self._note_connection("switch database", self._config.ovs_remote, self._vswitch.connected)
         for event in self._switch.run():
             if isinstance(event, PacketIn):
                 self._dhcp.receive(event)
@@ -163,6 +171,16 @@ class Agent:
             self._topology.set_port(port, found, self._knowledge.location(port))
         self._unexamined |= ports
         return bool(rows) or new_interfaces
+
+    def _note_connection(self, what: str, remote: str, connected: bool) -> None:
+        """Log that a database came or went, for whoever wonders why nothing follows."""
+        if connected is self._databases_heard.get(what, False):
+            return
+        self._databases_heard[what] = connected
+        if connected:
+            log.info(f"{what} answers", remote=remote)
+        else:
+            log.warning(f"{what} lost; what was last known stands", remote=remote)
 
     def _ask_for_rows(self) -> None:
         wanted = interest.clauses(

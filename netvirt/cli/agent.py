@@ -31,7 +31,7 @@ def run(
 ) -> None:
     """Run the agent in the foreground until SIGTERM. Stopping it leaves traffic as it is."""
     from netvirt.agent.agent import Agent, AgentConfig
-    from netvirt.backends.datapath import datapath_type
+    from netvirt.backends.datapath import KERNEL, USERSPACE, datapath_type
 
     settings = session(context).settings
     text = tunnel_ip or settings.host.tunnel_ip
@@ -40,6 +40,8 @@ def run(
             f"host {settings.host.name}: where do its tunnels end? Give --tunnel-ip, or "
             "tunnel_ip under [host] in virtkit.toml."
         )
+    if datapath not in (None, KERNEL, USERSPACE):
+        raise InvalidRequest(f"datapath {datapath!r} is none. Choose {KERNEL} or {USERSPACE}.")
     endpoint: IPv4Address = admit.parse_address(f"host {settings.host.name}: tunnel IP", text)
     config = AgentConfig(
         db=settings.db,

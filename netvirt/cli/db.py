@@ -39,7 +39,7 @@ def status(context: typer.Context, output: Output = Format.TABLE) -> None:
     tables = ["Tenant", "Network", "Port", "Binding", "Host", "Image"]
     with session(context).fabric() as fabric:
         rows = fabric.select_many([(table, {}) for table in tables])
-        (top,) = fabric.select("Fabric")
+        top = fabric.top()
         counts = {
             table.lower() + "s": len(found) for table, found in zip(tables, rows, strict=True)
         }

@@ -189,7 +189,7 @@ def delete(fabric: Fabric, tenant_name: str, name: str) -> None:
 
 def _allocate_segment(fabric: Fabric, transaction: Transaction, network: str) -> int:
     """A free segment id; the transaction goes through only if nobody else was given it."""
-    (fabric_row,) = fabric.select("Fabric")
+    fabric_row = fabric.top()
     transaction.guard(fabric_row, "next_segment")
     wanted = fabric_row["next_segment"]
     if fabric.find("Network", segment_id=wanted) is not None:

@@ -17,6 +17,8 @@ from uuid import UUID
 Value = Any  # str | int | bool | UUID | Ref | None | frozenset[...] | Mapping[str, ...]
 
 DATABASE = "Virtkit_Fabric"
+# What makes an empty database a fabric's.
+FIRST_ROW = {"op": "insert", "table": "Fabric", "row": {"cfg": 0, "next_segment": 1}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +62,12 @@ def shapes() -> Mapping[str, Mapping[str, Shape]]:
 
 
 def decode_row(table: str, columns: Mapping[str, Any]) -> Row:
+    """A row of this version's schema. Columns that a later version has added are left out; raises
+    `KeyError` with the name of a column that an earlier version lacks.
+    """
     known = shapes()[table]
-    return Row(
-        table,
-        UUID(columns["_uuid"][1]),
-        {c: decode(known[c], v) for c, v in columns.items() if not c.startswith("_")},
-    )
+    decoded = {name: decode(shape, columns[name]) for name, shape in known.items()}
+    return Row(table, UUID(columns["_uuid"][1]), decoded)
 
 
 def decode(shape: Shape, value: Any) -> Value:

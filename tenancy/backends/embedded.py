@@ -13,11 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tenancy.backends import codec
-from tenancy.errors import BackendUnavailable
+from tenancy.errors import BackendUnavailable, InvalidRequest
 
 DEFAULT_DATABASE = Path("/var/lib/virtkit/fabric.db")
 DEFAULT_RUN_DIR = Path("/run/virtkit")
 START_TIMEOUT_S = 15.0
+# The server itself ignores what it does not understand.
+_PASSIVE = ("ptcp:", "pssl:", "punix:")
 
 
 def prepare(database: Path) -> None:
@@ -35,8 +37,7 @@ def prepare(database: Path) -> None:
             for leftover in (fresh, _lock_of(fresh)):
                 leftover.unlink(missing_ok=True)
             _tool("create", fresh, schema)
-            first_row = {"op": "insert", "table": "Fabric", "row": {"cfg": 0, "next_segment": 1}}
-            _tool("transact", fresh, json.dumps([codec.DATABASE, first_row]))
+            _tool("transact", fresh, json.dumps([codec.DATABASE, codec.FIRST_ROW]))
             fresh.rename(database)
             _lock_of(fresh).unlink(missing_ok=True)
         elif _tool("needs-conversion", database, schema).strip() == "yes":
@@ -69,12 +70,24 @@ def start(
 
     Does nothing if it is being served already. `listen` adds remotes such as `ptcp:6640:IP`.
     """
+    for passive in listen:
+        if not passive.startswith(_PASSIVE):
+            raise InvalidRequest(
+                f"fabric database: {passive!r} is nothing to listen on. Write ptcp:PORT:IP, such "
+                "as ptcp:6640:10.0.0.1."
+            )
     socket = run_dir / "fabric.sock"
     remote = f"unix:{socket}"
     if running_pid(run_dir) is not None:
         return remote
-    run_dir.mkdir(parents=True, exist_ok=True)
-    prepare(database)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        prepare(database)
+    except OSError as error:
+        raise BackendUnavailable(
+            f"fabric database {database}: {error.filename} can't be written ({error.strerror}). "
+            "Run as root, or name places that you may write with --database and --run-dir."
+        ) from error
     command = argv(database, [f"punix:{socket}", *listen], run_dir)
     command[1:1] = [
         "--detach",
@@ -84,7 +97,7 @@ def start(
         "-vconsole:off",
     ]
     # --detach returns when the server listens, or has failed.
-    done = subprocess.run(command, capture_output=True, text=True, timeout=START_TIMEOUT_S)
+    done = _run(command)
     if done.returncode != 0:
         raise BackendUnavailable(
             f"fabric database {database} could not be started: {_last_line(done.stderr)}. "
@@ -127,17 +140,26 @@ def _lock_of(database: Path) -> Path:
 
 def _tool(*arguments: str | Path) -> str:
     command = ["ovsdb-tool", *map(str, arguments)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=START_TIMEOUT_S)
-    except FileNotFoundError as error:
-        raise BackendUnavailable(
-            "ovsdb-tool is not installed. Install Open vSwitch: apt-get install openvswitch-common."
-        ) from error
+    done = _run(command)
     if done.returncode != 0:
         raise BackendUnavailable(
             f"fabric database: {' '.join(command[:3])} failed: {_last_line(done.stderr)}."
         )
     return done.stdout
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=START_TIMEOUT_S)
+    except FileNotFoundError as error:
+        raise BackendUnavailable(
+            f"{command[0]} is not installed. Install Open vSwitch: "
+            "apt-get install openvswitch-switch."
+        ) from error
+    except subprocess.TimeoutExpired as error:
+        raise BackendUnavailable(
+            f"{command[0]} does not end within {START_TIMEOUT_S:g} s. See whether its disk answers."
+        ) from error
 
 
 def _last_line(text: str) -> str:

@@ -5,6 +5,7 @@ one transaction that is refused as a whole if what they read has changed. Nothin
 here; agents, which do follow the database, use `tenancy.backends.watch`.
 """
 
+import json
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -39,7 +40,7 @@ class Fabric:
     def connect(cls, remote: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Self:
         """Connect to the first of the comma-separated remotes that answers within the timeout.
 
-        Remotes are written as in ovsdb(7): `unix:PATH`, `tcp:IP:PORT`, `ssl:IP:PORT`.
+        Remotes are written as in ovsdb(7): `unix:PATH`, `tcp:IP:PORT`.
         """
         reasons = []
         for one in remote.split(","):
@@ -73,15 +74,37 @@ class Fabric:
             {"op": "select", "table": table, "where": where(equals)} for table, equals in queries
         ]
         results = self._rpc.call("transact", [DATABASE, *operations])
-        return [
-            [codec.decode_row(table, columns) for columns in result["rows"]]
-            for (table, _), result in zip(queries, results, strict=True)
-        ]
+        found = []
+        for (table, _), result in zip(queries, results, strict=False):
+            if "rows" not in result:
+                raise self._other_schema(f"{result.get('error')}: {result.get('details')}")
+            try:
+                found.append([codec.decode_row(table, columns) for columns in result["rows"]])
+            except KeyError as error:
+                raise self._other_schema(f"table {table} has no column {error}") from error
+        return found
 
     def find(self, table: str, **equals: Value) -> Row | None:
         """The row with these values, if there is one; for unique columns."""
         rows = self.select(table, **equals)
         return rows[0] if rows else None
+
+    def top(self) -> Row:
+        """The one row of table Fabric."""
+        row = self.find("Fabric")
+        if row is None:
+            raise BackendUnavailable(
+                f"fabric database {self.remote} lacks its Fabric row, which `nvctl db start` "
+                "writes into a new database. Insert it: ovsdb-client transact "
+                f"{self.remote} '[\"{DATABASE}\", {json.dumps(codec.FIRST_ROW)}]'."
+            )
+        return row
+
+    def _other_schema(self, reason: str) -> BackendUnavailable:
+        return BackendUnavailable(
+            f"fabric database {self.remote} has another version's schema ({reason}). Restart it "
+            "with this version: `nvctl db stop` and `nvctl db start` convert it."
+        )
 
     # Writing
 

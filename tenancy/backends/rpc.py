@@ -29,7 +29,7 @@ class Rpc:
         except ValueError as failure:
             raise BackendUnavailable(f"{remote}: {failure}") from failure
         if error:
-            raise BackendUnavailable(f"{remote}: {os.strerror(error)}")
+            raise BackendUnavailable(f"{remote}: {_reason(error)}")
         return cls(remote, ovs.jsonrpc.Connection(stream), timeout_s)
 
     def close(self) -> None:
@@ -48,9 +48,10 @@ class Rpc:
             if reply is None:
                 raise self._lost(f"no answer within {self._timeout_s:g} s")
             if reply.type == ovs.jsonrpc.Message.T_ERROR and reply.id == request_id:
+                reason = reply.error.get("error") if isinstance(reply.error, dict) else reply.error
                 raise BackendUnavailable(
-                    f"fabric database {self.remote} refuses {method}: {reply.error}. "
-                    "Check that it serves this version's schema: `nvctl db status`."
+                    f"{self.remote} refuses {method}: {reason}. Check that it is the fabric "
+                    "database which is served there, and not another."
                 )
             if reply.type == ovs.jsonrpc.Message.T_REPLY and reply.id == request_id:
                 return reply.result
@@ -85,4 +86,7 @@ class Rpc:
 
 
 def _reason(error: int) -> str:
-    return "end of stream" if error == ovs.jsonrpc.EOF else os.strerror(error)
+    if error == ovs.jsonrpc.EOF:
+        return "end of stream"
+    # The resolver's own numbers are negative (netdb.h).
+    return os.strerror(error) if error > 0 else "the host's name can't be resolved"
