@@ -6,10 +6,12 @@ from ipaddress import IPv4Address, IPv4Network, ip_address, ip_network
 
 from netvirt.model import (
     DEFAULT_UNDERLAY_MTU,
+    GATEWAY_MAC,
     MINIMUM_MTU,
     SEGMENT_IDS,
     AddressRange,
     Host,
+    Mac,
     Overlay,
 )
 from tenancy.errors import InvalidRequest
@@ -127,6 +129,11 @@ def network_mtu(
     ]
     underlay = min(underlays, default=DEFAULT_UNDERLAY_MTU)
     largest = underlay - overlay.overhead_bytes
+    if largest < MINIMUM_MTU:
+        raise InvalidRequest(
+            f"network {network}: an underlay MTU of {underlay} leaves {largest} for {overlay}, and "
+            f"IPv4 needs {MINIMUM_MTU}. Raise it on the hosts: `nvctl host list`."
+        )
     if wanted is None:
         return largest
     if not MINIMUM_MTU <= wanted <= largest:
@@ -135,6 +142,15 @@ def network_mtu(
             f"{overlay.overhead_bytes} for {overlay} allows {MINIMUM_MTU} to {largest}."
         )
     return wanted
+
+
+def check_port_mac(port: str, mac: Mac) -> Mac:
+    if mac == GATEWAY_MAC:
+        raise InvalidRequest(
+            f"port {port}: MAC address {mac} is the gateway's in every network. Choose another, "
+            "or omit it and one is allocated."
+        )
+    return mac
 
 
 def check_port_address(

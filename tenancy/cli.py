@@ -22,6 +22,9 @@ from tenancy.names import format_size, parse_size
 
 Record = Mapping[str, Any]
 
+# What typer ends with after Ctrl-C: 128 + SIGINT.
+INTERRUPTED = 130
+
 
 class Format(StrEnum):
     TABLE = "table"
@@ -84,8 +87,10 @@ def run(app: Callable[[], Any]) -> NoReturn:
     except VirtkitError as error:
         print(f"{' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:
+            print("interrupted. To finish it, run the same command again.", file=sys.stderr)
+        raise
     except BrokenPipeError:
         # The reader of our output has gone; there is nobody left to tell.
         sys.stderr.close()
@@ -192,20 +197,23 @@ def _create(
     """Create a tenant."""
     limits, labels = _parse_quota(quota), parse_pairs("label", label)
     with session(context).fabric() as fabric:
-        show(_record(service.create(fabric, name, quota=limits, labels=labels)), output)
+        _show(service.create(fabric, name, quota=limits, labels=labels), output)
 
 
 def _list(context: typer.Context, output: Output = Format.TABLE) -> None:
     """List all tenants."""
     with session(context).fabric() as fabric:
-        tenants = [_record(tenant) for tenant in service.list_all(fabric)]
-    show(tenants, output, ["name", "usage", "labels"])
+        tenants = service.list_all(fabric)
+    if output is Format.TABLE:
+        show([_row(tenant) for tenant in tenants], output, ["name", *Resource, "labels"])
+    else:
+        show([_record(tenant) for tenant in tenants], output)
 
 
 def _get(context: typer.Context, name: str, output: Output = Format.TABLE) -> None:
     """Show one tenant: its limits and what it uses."""
     with session(context).fabric() as fabric:
-        show(_record(service.get(fabric, name)), output)
+        _show(service.get(fabric, name), output)
 
 
 def _set(
@@ -224,7 +232,7 @@ def _set(
             service.set_quota(fabric, name, limits)
         if label is not None:
             service.set_labels(fabric, name, labels)
-        show(_record(service.get(fabric, name)), output)
+        _show(service.get(fabric, name), output)
 
 
 def _delete(context: typer.Context, name: str, yes: Yes = False) -> None:
@@ -255,6 +263,19 @@ def _parse_quota(pairs: Sequence[str] | None) -> dict[Resource, int]:
                 f"quota {key}={text} is not a number. Give a whole number or `unlimited`."
             )
     return limits
+
+
+def _show(tenant: Tenant, output: Format) -> None:
+    show(_row(tenant) if output is Format.TABLE else _record(tenant), output)
+
+
+def _row(tenant: Tenant) -> dict[str, Any]:
+    """What a table shows of a tenant: each resource on its own, as used/limit."""
+    record = _record(tenant)
+    usage = record.pop("usage")
+    del record["quota"]
+    labels = record.pop("labels")
+    return record | usage | {"labels": labels}
 
 
 def _record(tenant: Tenant) -> dict[str, Any]:

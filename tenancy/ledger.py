@@ -22,7 +22,8 @@ def charge(
     for resource, amount in amounts.items():
         if amount == 0:
             continue
-        transaction.require("Quota", tenant=tenant, resource=resource)
+        missing = _no_account(tenant_name, resource)
+        transaction.require("Quota", missing, tenant=tenant, resource=resource)
         transaction.mutate(
             "Quota",
             {"tenant": tenant, "resource": resource},
@@ -46,6 +47,18 @@ def open_account(
     for resource, limit in limits.items():
         row = {"tenant": tenant, "resource": resource, "limit": limit, "available": limit}
         transaction.insert("Quota", row)
+
+
+def _no_account(tenant: str, resource: Resource) -> Callable[[str], QuotaExceeded]:
+    """A tenant made before virtkit knew the resource, or one that is deleted at this moment."""
+
+    def refuse(_details: str) -> QuotaExceeded:
+        return QuotaExceeded(
+            f"tenant {tenant} has no quota of {resource}. If the tenant still exists, give it "
+            f"one: tenant set {tenant} --quota {resource}=N."
+        )
+
+    return refuse
 
 
 def _refusal(tenant: str, resource: Resource, amount: int) -> Callable[[str], QuotaExceeded]:

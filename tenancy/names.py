@@ -11,6 +11,7 @@ from tenancy.errors import InvalidRequest
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _SIZE = re.compile(r"(\d+)\s*([KMGTP]i?)?B?", re.IGNORECASE)
 _BINARY_PREFIXES = "KMGTP"
+LONGEST_SHOWN = 70
 # ovsdb(7), "Connection Methods", of the active kind.
 _REMOTE = re.compile(r"unix:.+|tcp:(?:\[[0-9a-fA-F:.]+\]|[^:\[\]\s]+):(\d{1,5})")
 
@@ -20,9 +21,14 @@ def validate_name(kind: str, text: str) -> str:
     if _NAME.fullmatch(text):
         return text
     raise InvalidRequest(
-        f"{kind} name {text!r} is not usable. Choose 1 to 63 lower-case letters, digits and "
+        f"{kind} name {shortened(text)!r} is not usable. Choose 1 to 63 lower-case letters, digits and "
         "dashes that begin and end with a letter or digit."
     )
+
+
+def shortened(text: str) -> str:
+    """`text` as an error may repeat it: its beginning, if it is very long."""
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
 
 def parse_size(what: str, text: str) -> int:
@@ -45,6 +51,17 @@ def validate_remotes(text: str) -> str:
                 "tcp:IP:PORT, several with a comma between them."
             )
     return text
+
+
+def rough_size(size_bytes: int) -> str:
+    """A measured number of bytes, for people: `4.6MiB`, `14.9GiB`, `513`."""
+    for power in range(len(_BINARY_PREFIXES), 0, -1):
+        unit = 1024**power
+        if size_bytes >= unit:
+            return (
+                f"{size_bytes / unit:.1f}".removesuffix(".0") + f"{_BINARY_PREFIXES[power - 1]}iB"
+            )
+    return str(size_bytes)
 
 
 def format_size(size_bytes: int) -> str:

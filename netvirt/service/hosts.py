@@ -89,6 +89,10 @@ def delete(fabric: Fabric, name: str, *, now_s: int, force: bool = False) -> Non
                 f"host {name}'s agent reported {max(0, now_s - host.heartbeat_s)} s ago and would "
                 "enter it again. Stop the agent first, or give --force."
             )
+        if not force:
+            # The agent may report, or bind a port, while we look.
+            transaction.guard(row, "heartbeat")
+            transaction.require_none("Binding", host=name)
         transaction.delete_where("Binding", host=name)
         transaction.delete(row)
 

@@ -46,11 +46,12 @@ def create(fabric: Fabric, tenant_name: str, request: NetworkRequest) -> Network
     )
     if request.segment_id is not None:
         admit.check_segment_id(name, request.segment_id)
-    tenant = tenants.find(fabric, tenant_name)
     hosts = [rows.host(row) for row in fabric.select("Host")]
     mtu = admit.network_mtu(name, request.overlay, hosts, request.mtu)
 
     def build(transaction: Transaction) -> None:
+        # Read afresh each time: one that is deleted meanwhile must not be waited for.
+        tenant = tenants.find(fabric, tenant_name)
         segment_id = request.segment_id or _allocate_segment(fabric, transaction, name)
         network = transaction.insert(
             "Network",
@@ -171,15 +172,19 @@ def change(
 
 def delete(fabric: Fabric, tenant_name: str, name: str) -> None:
     """Remove a network that has no ports any more."""
-    row = find(fabric, tenant_name, name)
-    transaction = fabric.transaction()
-    transaction.require("Network", id=row.id)
-    transaction.delete_where("Subnet", network=row.id)
-    transaction.delete(row)
-    ledger.refund(transaction, row["tenant"], {Resource.NETWORKS: 1})
+
+    def build(transaction: Transaction) -> None:
+        row = find(fabric, tenant_name, name)
+        # Two deleters must not both give the quota back.
+        transaction.require("Network", id=row.id)
+        transaction.delete_where("Subnet", network=row.id)
+        transaction.delete(row)
+        ledger.refund(transaction, row["tenant"], {Resource.NETWORKS: 1})
+
     try:
-        transaction.commit()
+        fabric.change(build)
     except ReferenceViolation as error:
+        row = find(fabric, tenant_name, name)
         count = len(fabric.select("Port", network=row.id))
         raise Refused(
             f"network {name} of tenant {tenant_name} still has {count} "

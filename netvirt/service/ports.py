@@ -57,8 +57,10 @@ def create(
     With `wait_s`, returns when every host that holds the network knows the port.
     """
     name = validate_name("port", request.name)
-    mac = Mac.parse(request.mac) if request.mac else None
-    wanted = [admit.parse_address(f"port {name}", text) for text in request.addresses]
+    mac = admit.check_port_mac(name, Mac.parse(request.mac)) if request.mac else None
+    # An address that is named twice is meant once.
+    texts = dict.fromkeys(request.addresses)
+    wanted = [admit.parse_address(f"port {name}", text) for text in texts]
     made: list[Transaction] = []
 
     def build(transaction: Transaction) -> UUID:

@@ -94,8 +94,16 @@ class Transaction:
         else:
             self.require(row.table, id=row.id)
 
-    def require(self, table: str, **equals: Value) -> None:
+    def require(
+        self,
+        table: str,
+        on_failure: Callable[[str], VirtkitError] | None = None,
+        /,
+        **equals: Value,
+    ) -> None:
         """Go through only if such a row exists at commit."""
+        if on_failure:
+            self._on_failure[len(self._operations)] = on_failure
         self._wait(table, equals, (), "!=", [])
 
     def require_none(self, table: str, **equals: Value) -> None:

@@ -1,18 +1,25 @@
 """Networks and ports on a real database, also when many ask at once."""
 
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
 
-from netvirt.model import Overlay, holder
+from netvirt.model import Host, Overlay, holder
 from netvirt.rows import binding
 from netvirt.service import hosts, networks, ports
 from netvirt.service.networks import NetworkRequest
 from netvirt.service.ports import PortRequest
 from tenancy import service as tenants
 from tenancy.backends.fabric import Fabric
-from tenancy.errors import BackendUnavailable, QuotaExceeded, Refused, VirtkitError
+from tenancy.errors import (
+    BackendUnavailable,
+    InvalidRequest,
+    QuotaExceeded,
+    Refused,
+    VirtkitError,
+)
 from tenancy.model import Resource
 
 
@@ -234,3 +241,77 @@ def test_waiting_ends_when_the_host_has_followed(fabric: Fabric, fabric_remote: 
 
 def void(_: object) -> None:
     """For a lambda that is called for what it does."""
+
+
+# What others do at the same moment
+
+
+def test_a_network_that_two_delete_gives_its_quota_back_once(
+    fabric: Fabric, fabric_remote: str
+) -> None:
+    errors = at_once(fabric_remote, 8, lambda mine, _: networks.delete(mine, "red", "front"))
+
+    assert len(errors) == 7
+    assert all("network front of tenant red does not exist" in str(error) for error in errors)
+    assert tenants.get(fabric, "red").quota[Resource.NETWORKS].used == 0
+
+
+def test_a_tenant_that_is_deleted_meanwhile_is_not_waited_for(fabric: Fabric) -> None:
+    """Nor is one that has no account of a resource, because it is older than the resource."""
+    tenants.create(fabric, "blue")
+    (row,) = fabric.select("Quota", tenant=tenants.find(fabric, "blue").id, resource="networks")
+    transaction = fabric.transaction()
+    transaction.delete(row)
+    transaction.commit()
+    began = time.monotonic()
+
+    with pytest.raises(QuotaExceeded, match="tenant blue has no quota of networks"):
+        networks.create(fabric, "blue", NetworkRequest(name="back", cidr="10.2.0.0/24"))
+
+    assert time.monotonic() - began < 5
+
+
+def test_a_host_that_reports_while_it_is_deleted_stays(
+    fabric: Fabric, fabric_remote: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hosts.create(fabric, "h1")
+    is_alive = hosts.is_alive
+
+    def report_first(host: Host, now_s: int) -> bool:
+        found = is_alive(host, now_s)
+        with Fabric.connect(fabric_remote) as agent:
+            transaction = agent.transaction()
+            transaction.update(hosts.find(agent, "h1"), {"heartbeat": now_s})
+            transaction.commit()
+        return found
+
+    monkeypatch.setattr(hosts, "is_alive", report_first)
+
+    with pytest.raises(Refused, match="agent reported 0 s ago"):
+        hosts.delete(fabric, "h1", now_s=1_000_000)
+
+
+# What is asked twice, or for what is not to be had
+
+
+def test_an_address_that_is_named_twice_is_given_once(fabric: Fabric) -> None:
+    request = PortRequest(name="one", addresses=("10.1.0.9", "10.1.0.9"))
+
+    state = ports.create(fabric, "red", "front", request)
+
+    assert list(map(str, state.port.addresses)) == ["10.1.0.9"]
+
+
+def test_the_gateways_mac_address_is_no_ports(fabric: Fabric) -> None:
+    with pytest.raises(InvalidRequest, match="is the gateway's in every network"):
+        ports.create(fabric, "red", "front", PortRequest(name="one", mac="0a:76:6b:00:00:01"))
+
+
+def test_an_underlay_too_small_for_ipv4_is_named(fabric: Fabric) -> None:
+    columns = {"name": "h1", "overlays": frozenset({"vxlan"}), "underlay_mtu": 600}
+    transaction = fabric.transaction()
+    transaction.insert("Host", columns)
+    transaction.commit()
+
+    with pytest.raises(InvalidRequest, match="an underlay MTU of 600 leaves 550 for vxlan"):
+        networks.create(fabric, "red", NetworkRequest(name="back", cidr="10.2.0.0/24"))
