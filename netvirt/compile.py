@@ -83,10 +83,11 @@ def base(tunnels: Mapping[Overlay, int]) -> Iterator[Flow]:
     yield _flow(t.GUARD_IP, 10, (IS_IPV4,), _drop(t.Reason.IP_SOURCE))
     # Before it has an address a client asks from 0.0.0.0 (RFC 2131, 4.1).
     yield _flow(t.GUARD_IP, 110, (*TO_DHCP_SERVER, Condition(f.IPV4_SRC, 0)), (Goto(t.PUNT.id),))
+    # Whatever port it is sent from: clients look at where it goes to (RFC 2131 asks no more).
     yield _flow(
         t.GUARD_IP,
         120,
-        (*IS_UDP, Condition(f.UDP_SRC, DHCP_SERVER), Condition(f.UDP_DST, DHCP_CLIENT)),
+        (*IS_UDP, Condition(f.UDP_DST, DHCP_CLIENT)),
         _drop(t.Reason.DHCP_SERVER),
     )
     # An ARP reply or an announcement goes its way; a request that nothing answered ends here.

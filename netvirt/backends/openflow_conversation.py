@@ -121,7 +121,7 @@ class Conversation:
                     "`ovs-vsctl clear bridge br-int protocols`"
                 )
             self.connected = True
-            self._sending += messages.whole_packet_ins(self._take_xids(1))
+            self._sending += messages.set_config(self._take_xids(1))
             return Connected()
         if kind == ofproto.OFPT_ECHO_REQUEST:
             self._sending += messages.echo_reply(xid, message[messages.HEADER.size :])

@@ -17,6 +17,8 @@ from netvirt.backends.openflow_events import PacketIn
 
 VERSION = ofproto.OFP_VERSION
 HEADER = struct.Struct(ofproto_common.OFP_HEADER_PACK_STR)
+# OFPC_FRAG_NX_MATCH of Open vSwitch's openflow-common.h.
+_MATCH_FIRST_FRAGMENT = 3
 BUNDLE_FLAGS = ofproto.OFPBF_ATOMIC | ofproto.OFPBF_ORDERED
 
 # What os-ken's message classes take for a switch; it only tells them the version.
@@ -42,11 +44,15 @@ def echo_request(xid: int) -> bytes:
     return encode(parser.OFPEchoRequest(DATAPATH, b""), xid)
 
 
-def whole_packet_ins(xid: int) -> bytes:
-    """Have packets sent to us, uncut: a switch sends none to a controller that it did not call
-    (ovs-vswitchd's "service" connections) before it is given a length."""
+def set_config(xid: int) -> bytes:
+    """Have packets sent to us, uncut, and a datagram's ports seen in its first fragment.
+
+    A switch sends no packet to a controller that it did not call (ovs-vswitchd's "service"
+    connections) before it is given a length. As OpenFlow has it, all fragments have ports 0, and
+    what is dropped by its port passes in pieces. See "set-frags" in ovs-ofctl(8), nx-match.
+    """
     return encode(
-        parser.OFPSetConfig(DATAPATH, ofproto.OFPC_FRAG_NORMAL, ofproto.OFPCML_NO_BUFFER), xid
+        parser.OFPSetConfig(DATAPATH, _MATCH_FIRST_FRAGMENT, ofproto.OFPCML_NO_BUFFER), xid
     )
 
 

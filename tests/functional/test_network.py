@@ -208,6 +208,35 @@ def test_what_is_not_the_ports_own_is_dropped_and_counted(
     assert b.received() == received
 
 
+def test_a_dhcp_answer_is_dropped_from_whatever_port_it_is_sent(
+    fabric: Fabric, containers: dict[str, Container]
+) -> None:
+    """Clients look at the port it is sent to, and not at the other."""
+    a, b = containers["red-a"], containers["red-b"]
+    before, received = fabric.drops(a.host), b.received()
+
+    headers = f'Ether(src="{a.mac}", dst="{b.mac}") / IP(src="{a.ip}", dst="{b.ip}")'
+    send(a, f"{headers} / UDP(sport=1067, dport=68) / BOOTP(op=2)")
+
+    assert fabric.drops(a.host)["dhcp-server"] == before["dhcp-server"] + 3
+    assert b.received() == received
+
+
+def test_a_dhcp_answer_in_fragments_is_dropped(
+    fabric: Fabric, containers: dict[str, Container]
+) -> None:
+    """The first of them, without which the others are nothing."""
+    a, b = containers["red-a"], containers["red-b"]
+    before, received = fabric.drops(a.host), b.received()
+
+    headers = f'Ether(src="{a.mac}", dst="{b.mac}") / IP(src="{a.ip}", dst="{b.ip}", flags="MF")'
+    send(a, f'{headers} / UDP(sport=67, dport=68, len=248) / Raw(b"x" * 16)')
+
+    assert fabric.drops(a.host)["dhcp-server"] == before["dhcp-server"] + 3
+    assert b.received() == received
+    assert a.ping(b.ip, size=4000) == 3
+
+
 def test_dhcp_tells_a_guest_its_address_and_mtu(containers: dict[str, Container]) -> None:
     for tenant in OVERLAYS:
         container = containers[f"{tenant}-a"]
