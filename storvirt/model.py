@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import NewType
 
 from tenancy.errors import InvalidRequest
-from tenancy.names import parse_size
+from tenancy.names import format_size, parse_size, shortened
 
 PoolName = NewType("PoolName", str)
 ImageName = NewType("ImageName", str)
@@ -138,14 +138,16 @@ def image_size(text: str) -> int:
 def checked_size(size_bytes: int) -> int:
     """`size_bytes` if an image can have it: whole sectors, above zero, at most 1 EiB."""
     if size_bytes <= 0:
-        raise InvalidRequest("size 0 makes an image that holds nothing. Choose at least 512 bytes.")
+        raise InvalidRequest("size 0 holds nothing. Choose at least 512 bytes.")
+    if size_bytes > LARGEST_IMAGE_BYTES:
+        raise InvalidRequest(
+            f"size {format_size(size_bytes)} is beyond 1 EiB. Choose a smaller one."
+        )
     if size_bytes % SECTOR_BYTES:
         raise InvalidRequest(
             f"size {size_bytes} is not a multiple of {SECTOR_BYTES} bytes, so no guest could use "
             f"its last sector. Choose {whole_sectors(size_bytes)}."
         )
-    if size_bytes > LARGEST_IMAGE_BYTES:
-        raise InvalidRequest(f"size {size_bytes} is beyond 1 EiB. Choose a smaller one.")
     return size_bytes
 
 
@@ -157,7 +159,7 @@ def whole_sectors(size_bytes: int) -> int:
 def _checked_name(noun: str, text: str) -> str:
     if not _NAME.fullmatch(text):
         raise InvalidRequest(
-            f"{noun} name {text!r} is not usable. Choose 1 to 63 letters, digits, dots, "
+            f"{noun} name {shortened(text)!r} is not usable. Choose 1 to 63 letters, digits, dots, "
             "underscores and dashes that begin with a letter or digit."
         )
     return text

@@ -101,7 +101,9 @@ def run(app: Callable[[], Any]) -> NoReturn:
 def show(
     result: Record | Sequence[Record], output: Format, columns: Sequence[str] | None = None
 ) -> None:
-    """Print one record or a list of them. `columns` are those of the table; JSON has all."""
+    """Print one record or a list of them. `columns` are those of the table, or the fields of the
+    one record; JSON has all.
+    """
     if output is Format.JSON:
         print(json.dumps(result, indent=2, default=str))
     elif output is Format.YAML:
@@ -110,7 +112,8 @@ def show(
         plain = json.loads(json.dumps(result, default=str))
         print(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), end="")
     elif isinstance(result, Mapping):
-        _print_table(["field", "value"], [[key, _cell(value)] for key, value in result.items()])
+        fields = columns or list(result)
+        _print_table(["field", "value"], [[field, _cell(result[field])] for field in fields])
     else:
         chosen = list(columns or (result[0] if result else ()))
         _print_table(chosen, [[_cell(record.get(c)) for c in chosen] for record in result])
@@ -161,7 +164,9 @@ def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for row in rows:
         table.add_row(*row)
     # Off a terminal a line is a record, however long: never fold what a script may read.
-    console = Console() if sys.stdout.isatty() else Console(width=10_000)
+    width = None if sys.stdout.isatty() else 10_000
+    # What users wrote is text: `[/b]` in a label is no markup, and `:cat:` no picture.
+    console = Console(width=width, markup=False, emoji=False, highlight=False)
     console.print(table)
 
 
@@ -272,10 +277,12 @@ def _show(tenant: Tenant, output: Format) -> None:
 def _row(tenant: Tenant) -> dict[str, Any]:
     """What a table shows of a tenant: each resource on its own, as used/limit."""
     record = _record(tenant)
-    usage = record.pop("usage")
-    del record["quota"]
-    labels = record.pop("labels")
-    return record | usage | {"labels": labels}
+    return {
+        "id": record["id"],
+        "name": record["name"],
+        **record["usage"],
+        "labels": record["labels"],
+    }
 
 
 def _record(tenant: Tenant) -> dict[str, Any]:

@@ -21,8 +21,8 @@ def validate_name(kind: str, text: str) -> str:
     if _NAME.fullmatch(text):
         return text
     raise InvalidRequest(
-        f"{kind} name {shortened(text)!r} is not usable. Choose 1 to 63 lower-case letters, digits and "
-        "dashes that begin and end with a letter or digit."
+        f"{kind} name {shortened(text)!r} is not usable. Choose 1 to 63 lower-case letters, digits "
+        "and dashes that begin and end with a letter or digit."
     )
 
 

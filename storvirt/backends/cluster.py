@@ -23,6 +23,8 @@ DEFAULT_TIMEOUT_S = 10
 # An OSD that died is replaced by another within half a minute; only then is its silence an error.
 OSD_TIMEOUT_S = 40
 
+SILENT = "Ceph did not answer in time. See `ceph -s`; when its OSDs are up, run the same again."
+
 _UNREACHABLE = (errno.ETIMEDOUT, errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENOTCONN)
 
 
@@ -182,7 +184,7 @@ def translated(what: str) -> Iterator[None]:
     except (rados.ObjectExists, rbd.ImageExists) as error:
         raise AlreadyExists(f"{what} exists in Ceph already.") from error
     except (rados.TimedOut, rbd.Timeout) as error:
-        raise BackendUnavailable(f"{what}: Ceph did not answer in time.") from error
+        raise BackendUnavailable(f"{what}: {SILENT}") from error
     except rbd.ImageBusy as error:
         raise Refused(f"{what} is in use.") from error
     except rbd.ImageHasSnapshots as error:
@@ -194,7 +196,7 @@ def translated(what: str) -> Iterator[None]:
     except (rados.Error, rbd.Error) as error:
         code = abs(getattr(error, "errno", None) or 0)
         if code in _UNREACHABLE:
-            raise BackendUnavailable(f"{what}: Ceph did not answer in time.") from error
+            raise BackendUnavailable(f"{what}: {SILENT}") from error
         if code == errno.EDQUOT:
             raise Refused(f"{what}: the pool's own quota is used up.") from error
         raise CommandFailed(f"{what}: Ceph says {_reason(error)}.", code) from error

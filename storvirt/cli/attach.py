@@ -35,7 +35,7 @@ def attach(
     ] = 0x10,
     output: Output = Format.TABLE,
 ) -> None:
-    """Print what a hypervisor needs to open an image, the tenant's key included."""
+    """Print what a hypervisor needs, the tenant's key included."""
     from storvirt.service import attaching
 
     wanted = image_name(name)

@@ -2,7 +2,8 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from threading import Event, Thread
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,12 +15,15 @@ if TYPE_CHECKING:
     from storvirt.backends.cluster import Cluster
 
 TenantOption = Annotated[
-    str, typer.Option("--tenant", envvar="VIRTKIT_TENANT", help="Whose it is.", show_default=False)
+    str,
+    typer.Option(
+        "-t", "--tenant", envvar="VIRTKIT_TENANT", help="Whose it is.", show_default=False
+    ),
 ]
 MaybeTenant = Annotated[
     str | None,
     typer.Option(
-        "--tenant", envvar="VIRTKIT_TENANT", help="Only this tenant's.", show_default=False
+        "-t", "--tenant", envvar="VIRTKIT_TENANT", help="Only this tenant's.", show_default=False
     ),
 ]
 PoolOption = Annotated[
@@ -30,17 +34,42 @@ PoolOption = Annotated[
 ]
 
 
+# Ceph may be waited for longer than people watch a silent screen.
+SILENCE_S = 10
+
+
 @contextmanager
-def fabric_and_ceph(context: typer.Context) -> Iterator[tuple[Fabric, "Cluster"]]:
-    """Connections to the fabric database and to Ceph, for one command."""
+def fabric_and_ceph(
+    context: typer.Context, *, talks: bool = False
+) -> Iterator[tuple[Fabric, "Cluster"]]:
+    """Connections to the fabric database and to Ceph, for one command.
+
+    Unless the command `talks` about how far it is, it is said now and then that it waits.
+    """
     from storvirt.backends.cluster import Cluster
 
     chosen = session(context)
     with (
         chosen.fabric() as fabric,
         Cluster.connect(chosen.settings.ceph.conf, chosen.settings.ceph.user) as cluster,
+        nullcontext() if talks else _reminders(),
     ):
         yield fabric, cluster
+
+
+@contextmanager
+def _reminders() -> Iterator[None]:
+    done = Event()
+
+    def remind() -> None:
+        while not done.wait(SILENCE_S):
+            say("waiting for Ceph ...")
+
+    Thread(target=remind, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
 
 
 def say(sentence: str) -> None:

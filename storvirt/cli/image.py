@@ -8,7 +8,7 @@ import typer
 from storvirt.cli.attach import attach
 from storvirt.cli.common import MaybeTenant, PoolOption, TenantOption, fabric_and_ceph, say
 from storvirt.cli.progress import progress_bar
-from storvirt.model import Image, image_name, image_size, pool_name, snapshot_name
+from storvirt.model import Image, State, image_name, image_size, pool_name, snapshot_name
 from storvirt.model import snapshot_ref as parse_snapshot_ref
 from storvirt.sources import SourceFormat
 from tenancy.cli import Format, Output, Yes, confirm, session, show
@@ -65,7 +65,7 @@ def import_(
     wanted, where = image_name(name), pool and pool_name(pool)
     base = snapshot_name(snapshot) if snapshot else None
     with (
-        fabric_and_ceph(context) as (fabric, cluster),
+        fabric_and_ceph(context, talks=True) as (fabric, cluster),
         progress_bar(f"importing {name}") as progress,
     ):
         image = importing.import_file(
@@ -93,7 +93,7 @@ def clone(
     pool: PoolOption = None,
     output: Output = Format.TABLE,
 ) -> None:
-    """Make an image that shares a snapshot's blocks until it writes its own."""
+    """Make an image from a snapshot. It shares its blocks until it writes its own."""
     from storvirt.service import images
 
     origin, wanted, where = parse_snapshot_ref(parent), image_name(name), pool and pool_name(pool)
@@ -136,27 +136,31 @@ def resize(
     yes: Yes = False,
     output: Output = Format.TABLE,
 ) -> None:
-    """Give an image another size; also while a guest uses it."""
+    """Give an image another size; it can grow while a guest uses it."""
     from storvirt.service import images
 
     wanted, size_bytes = image_name(name), image_size(size)
+    if shrink:
+        confirm(f"Cut image {name} to {size} and lose what is beyond?", yes=yes)
     with fabric_and_ceph(context) as (fabric, cluster):
-        if shrink:
-            confirm(f"Cut image {name} to {size} and lose what is beyond?", yes=yes)
         image = images.resize(fabric, cluster, tenant, wanted, size_bytes, allow_shrink=shrink)
     show(_record(image), output)
 
 
 @app.command("unlock")
 def unlock(context: typer.Context, name: str, tenant: TenantOption, yes: Yes = False) -> None:
-    """Free an image from the lock of a host that died; that host is fenced first."""
+    """Free an image from a dead host's lock. That host is fenced first."""
     from storvirt.service import images
 
     wanted = image_name(name)
+    confirm(f"Take the lock of image {name} from its owner and fence that?", yes=yes)
     with fabric_and_ceph(context) as (fabric, cluster):
-        confirm(f"Take the lock of image {name} from its owner and fence that?", yes=yes)
         owner = images.unlock(fabric, cluster, tenant, wanted)
-    say(f"image {name} was not locked" if owner is None else f"fenced {owner}")
+    say(
+        f"image {name} was not locked."
+        if owner is None
+        else f"image {name} is free; {owner} is fenced."
+    )
 
 
 @app.command("delete")
@@ -165,8 +169,8 @@ def delete(context: typer.Context, name: str, tenant: TenantOption, yes: Yes = F
     from storvirt.service import images
 
     wanted = image_name(name)
+    confirm(f"Delete image {name} of tenant {tenant} with all its data?", yes=yes)
     with fabric_and_ceph(context) as (fabric, cluster):
-        confirm(f"Delete image {name} of tenant {tenant} with all its data?", yes=yes)
         images.delete(fabric, cluster, tenant, wanted)
 
 
@@ -188,7 +192,9 @@ def _report(report: "ImageReport") -> dict[str, Any]:
     record = _record(report.image)
     facts = report.facts
     if facts is None:
-        return record | {"ceph": "missing"}
+        return record | {
+            "ceph": "not complete" if report.image.state is not State.READY else "missing"
+        }
     return record | {
         "id": facts.id,
         "users": list(facts.users),

@@ -53,8 +53,8 @@ def delete(context: typer.Context, tenant: str, pool: Pool, yes: Yes = False) ->
     from storvirt.service import namespaces
 
     wanted = pool_name(pool)
+    confirm(f"Take the namespace in pool {pool} away from tenant {tenant}?", yes=yes)
     with fabric_and_ceph(context) as (fabric, cluster):
-        confirm(f"Take the namespace in pool {pool} away from tenant {tenant}?", yes=yes)
         namespaces.delete(fabric, cluster, tenant, wanted)
 
 

@@ -12,7 +12,7 @@ from tenancy.cli import Format, Output, show
 def place(
     context: typer.Context, image: str, tenant: TenantOption, output: Output = Format.TABLE
 ) -> None:
-    """Rank the hosts for the VM that boots from an image, nearest to its first bytes first."""
+    """Rank the hosts for an image's VM. The nearest to its first bytes comes first."""
     from storvirt.service import placing
 
     wanted = image_name(image)

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from storvirt.cli.common import fabric_and_ceph
-from storvirt.model import pool_name
+from storvirt.model import State, pool_name
 from tenancy.cli import Format, Output, Yes, confirm, show
-from tenancy.names import format_size
+from tenancy.names import rough_size
 
 if TYPE_CHECKING:
     from storvirt.service.pools import PoolReport
@@ -67,8 +67,8 @@ def delete(context: typer.Context, name: str, yes: Yes = False) -> None:
     from storvirt.service import pools
 
     wanted = pool_name(name)
+    confirm(f"Delete pool {name} with everything in it?", yes=yes)
     with fabric_and_ceph(context) as (fabric, cluster):
-        confirm(f"Delete pool {name} with everything in it?", yes=yes)
         pools.delete(fabric, cluster, wanted)
 
 
@@ -76,16 +76,16 @@ def _record(report: "PoolReport") -> dict[str, Any]:
     pool, facts = report.pool, report.facts
     record: dict[str, Any] = {
         "name": pool.name,
-        "state": str(pool.state) if facts else "missing in Ceph",
+        "state": "missing in Ceph" if pool.state is State.READY and not facts else str(pool.state),
         "adopted": pool.adopted,
     }
     if facts:
         record |= {
             "replicas": facts.replicas,
             "pg_num": facts.pg_num,
-            "stored": format_size(facts.stored_bytes),
+            "stored": rough_size(facts.stored_bytes),
             "stored_bytes": facts.stored_bytes,
-            "available": format_size(facts.available_bytes >> 20 << 20),
+            "available": rough_size(facts.available_bytes),
             "available_bytes": facts.available_bytes,
             "tier": f"cache of {facts.tier_of}"
             if facts.tier_of

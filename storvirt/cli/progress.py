@@ -1,12 +1,13 @@
 """Showing how far long work has got: a bar on a terminal, plain lines elsewhere."""
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from storvirt.cli.common import say
+from storvirt.cli.common import SILENCE_S, say
 
-# Off a terminal, a line for each of so many parts.
+# Off a terminal, a line for so many percent, or when there was none for some time.
 LINES = 10
 
 
@@ -25,13 +26,13 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def _plain(what: str) -> Callable[[int, int], None]:
-    told = 0
+    told, told_at = 0, time.monotonic()
 
     def tell(done: int, total: int) -> None:
-        nonlocal told
-        part = done * LINES // total
-        if part > told:
-            told = part
-            say(f"{what}: {100 * part // LINES} %")
+        nonlocal told, told_at
+        percent = 100 * done // total
+        if percent // LINES > told // LINES or time.monotonic() - told_at > SILENCE_S:
+            told, told_at = percent, time.monotonic()
+            say(f"{what}: {percent} %")
 
     return tell

@@ -73,8 +73,8 @@ def delete(context: typer.Context, ref: Ref, tenant: TenantOption, yes: Yes = Fa
     from storvirt.service import snapshots
 
     wanted = snapshot_ref(ref)
+    confirm(f"Delete snapshot {ref} of tenant {tenant}?", yes=yes)
     with fabric_and_ceph(context) as (fabric, cluster):
-        confirm(f"Delete snapshot {ref} of tenant {tenant}?", yes=yes)
         snapshots.delete(fabric, cluster, tenant, wanted)
 
 

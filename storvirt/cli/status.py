@@ -7,7 +7,7 @@ from tenancy.cli import Format, Output, show
 
 
 def status(context: typer.Context, output: Output = Format.TABLE) -> None:
-    """Check the fabric database, Ceph, and that both tell the same of every namespace."""
+    """Check the fabric database, Ceph, and that they agree."""
     from storvirt.service import health
 
     with fabric_and_ceph(context) as (fabric, cluster):

@@ -9,7 +9,7 @@ from storvirt.cli.common import fabric_and_ceph, say
 from storvirt.model import image_size, pool_name
 from storvirt.tiering import HitSet
 from tenancy.cli import Format, Output, Yes, confirm, show
-from tenancy.names import format_size
+from tenancy.names import rough_size
 
 if TYPE_CHECKING:
     from storvirt.backends.tiers import TierFacts
@@ -41,7 +41,7 @@ def create(
     assert mode is Mode.WRITEBACK
     base, front = pool_name(pool), pool_name(cache)
     size_bytes = image_size(size) if size else None
-    with fabric_and_ceph(context) as (fabric, cluster):
+    with fabric_and_ceph(context, talks=True) as (fabric, cluster):
         facts = tiers.create(
             fabric, cluster, base, front, size_bytes=size_bytes, hit_set=hit_set, say=say
         )
@@ -50,7 +50,7 @@ def create(
 
 @app.command("show")
 def show_(context: typer.Context, pool: str, output: Output = Format.TABLE) -> None:
-    """Show the cache before a pool, and how much only the cache has."""
+    """Show the cache before a pool."""
     from storvirt.service import tiers
 
     base = pool_name(pool)
@@ -62,15 +62,15 @@ def show_(context: typer.Context, pool: str, output: Output = Format.TABLE) -> N
 def remove(
     context: typer.Context,
     pool: str,
-    wait: Annotated[float, typer.Option(help="Seconds to wait for open images.")] = 0,
+    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for open images.")] = 0,
     yes: Yes = False,
 ) -> None:
-    """Flush the cache before a pool, check that nothing is left, and take it away."""
+    """Flush the cache before a pool and take it away, with nothing lost."""
     from storvirt.service import tiers
 
     base = pool_name(pool)
-    with fabric_and_ceph(context) as (fabric, cluster):
-        confirm(f"Flush and remove the cache before pool {pool}?", yes=yes)
+    confirm(f"Flush and remove the cache before pool {pool}?", yes=yes)
+    with fabric_and_ceph(context, talks=True) as (fabric, cluster):
         tiers.remove(fabric, cluster, base, wait_s=wait, say=say)
 
 
@@ -81,7 +81,7 @@ def _record(facts: "TierFacts") -> dict[str, Any]:
         "cache": tier.cache,
         "mode": tier.mode,
         "active": tier.overlay,
-        "size": format_size(facts.limits.size_bytes >> 20 << 20),
+        "size": rough_size(facts.limits.size_bytes),
         "hit_set": str(facts.limits.hit_set),
         "objects": tier.objects,
         "dirty_objects": facts.dirty_objects,

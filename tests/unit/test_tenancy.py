@@ -19,7 +19,7 @@ from tenancy.errors import (
     VirtkitError,
 )
 from tenancy.model import DEFAULT_QUOTA, UNLIMITED, Allowance, Resource
-from tenancy.names import format_size, parse_size, validate_name
+from tenancy.names import format_size, parse_size, rough_size, validate_name
 
 
 def use(fabric: Fabric, tenant: str, **amounts: int) -> None:
@@ -230,3 +230,18 @@ def test_a_size_is_written_back_exactly() -> None:
 
 def test_a_usable_name_is_returned() -> None:
     assert validate_name("tenant", "red-1") == "red-1"
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "text"),
+    [(0, "0"), (1023, "1023"), (1536, "1.5KiB"), (4796632, "4.6MiB"), (16 << 30, "16GiB")],
+)
+def test_a_measured_size_is_rounded_for_people(size_bytes: int, text: str) -> None:
+    assert rough_size(size_bytes) == text
+
+
+def test_a_refused_name_is_not_repeated_at_length() -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        validate_name("tenant", "a" * 300)
+
+    assert len(str(refused.value)) < 250
