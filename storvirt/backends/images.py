@@ -62,6 +62,21 @@ def rename(cluster: Cluster, path: ImagePath, name: str) -> None:
         rbd.RBD().rename(context, path.name, name)
 
 
+def finish_rename(cluster: Cluster, path: ImagePath, name: str) -> None:
+    """Carry a rename to `name` to its end that was interrupted; quiet if it is complete.
+
+    librbd writes `rbd_id.NEW`, moves the entry of the directory, and removes `rbd_id.OLD`. Between
+    these steps the image opens under both names, but is listed under one only, and a rename to
+    NEW is refused because it exists.
+    """
+    with translated(f"image {name}"), cluster.pool(path.pool, path.namespace) as context:
+        if path.name in rbd.RBD().list(context):
+            context.remove_object(f"rbd_id.{name}")
+            rbd.RBD().rename(context, path.name, name)
+        elif cluster.object_exists(context, f"rbd_id.{path.name}"):
+            context.remove_object(f"rbd_id.{path.name}")
+
+
 def remove(cluster: Cluster, path: ImagePath) -> None:
     """Delete the image with its data, if it is there; also one that was removed half-way.
 

@@ -80,8 +80,12 @@ def unfinished(entry: ImageEntry) -> ImagePath:
 
 
 def is_complete(cluster: Cluster, entry: ImageEntry) -> bool:
-    """Whether the image has its own name in Ceph already."""
-    return images.note(cluster, entry.record.path, images.OWNER) == str(entry.row.id)
+    """Whether the image has its own name in Ceph already; finishes giving it, if that was begun."""
+    path = entry.record.path
+    if images.note(cluster, path, images.OWNER) != str(entry.row.id):
+        return False
+    images.finish_rename(cluster, unfinished(entry), path.name)
+    return True
 
 
 def complete(

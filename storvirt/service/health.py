@@ -11,15 +11,17 @@ from tenancy.errors import NotFound
 
 
 def check(fabric: Fabric, cluster: Cluster) -> dict[str, Any]:
-    """Both sides' state, images that are not finished, and images that only one side knows.
+    """Both sides' state, what is not finished, and images that only one side knows.
 
     A tenant's key can make images in its namespace with stock tools, and no quota admits those:
     they are the ones called unknown.
     """
-    promised = [entry.record for entry in catalog.images(fabric)]
+    entries = catalog.images(fabric)
+    promised = [entry.record for entry in entries]
+    pools = catalog.pools(fabric)
+    spaces = [entry.record for entry in catalog.namespaces(fabric)]
     unknown, missing = [], []
-    for entry in catalog.namespaces(fabric):
-        space = entry.record
+    for space in spaces:
         here = [i for i in promised if (i.tenant, i.pool) == (space.tenant, space.pool)]
         known = {i.name for i in here}
         try:
@@ -27,15 +29,20 @@ def check(fabric: Fabric, cluster: Cluster) -> dict[str, Any]:
         except NotFound:
             found = set()
         where = f"{space.pool}/{space.tenant}"
-        unknown += [f"{where}/{n}" for n in sorted(found - known) if not n.startswith(".virtkit-")]
+        unfinished = {f".virtkit-{e.row.id}" for e in entries if e.record.state is State.CREATING}
+        unknown += [f"{where}/{name}" for name in sorted(found - known - unfinished)]
         missing += [str(i.path) for i in here if i.state is State.READY and i.name not in found]
     return {
         "fabric": fabric.remote,
         "ceph": cluster.fsid,
         "health": cluster.command("health")["status"],
-        "pools": [pool.name for pool in catalog.pools(fabric)],
+        "pools": [pool.name for pool in pools],
         "images": len(promised),
-        "unfinished": [str(i.path) for i in promised if i.state is not State.READY],
+        "unfinished": [
+            *(f"pool {pool.name}" for pool in pools if pool.state is not State.READY),
+            *(f"namespace {s.pool}/{s.tenant}" for s in spaces if s.state is not State.READY),
+            *(f"image {i.path}" for i in promised if i.state is not State.READY),
+        ],
         "unknown_in_fabric": unknown,
         "missing_in_ceph": missing,
     }

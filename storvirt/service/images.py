@@ -55,7 +55,7 @@ def clone(
 ) -> Image:
     """An image that shares its blocks with a protected snapshot until it writes them."""
     origin = catalog.snapshot(fabric, tenant, parent)
-    _refuse_unprotected(origin)
+    _refuse_unprotected(tenant, origin)
     source = origin.image.record.path
     entry = admission.admit(
         fabric,
@@ -101,14 +101,21 @@ def resize(
     """Give the image another size.
 
     Growing charges the quota before Ceph grows it, shrinking gives back after Ceph has shrunk it:
-    wherever this is interrupted, the tenant never has more than it is charged for.
+    wherever this is interrupted, the tenant never has more than it is charged for. Only an image
+    that nobody has open is shrunk.
     """
     entry = catalog.ready_image(fabric, tenant, name)
-    present = images.describe(cluster, entry.record.path).size_bytes
+    facts = images.describe(cluster, entry.record.path)
+    present = facts.size_bytes
     if size_bytes < max(present, entry.record.size_bytes) and not allow_shrink:
         raise InvalidRequest(
             f"image {name} has {format_size(present)}, and what lies beyond "
             f"{format_size(size_bytes)} would be lost. Say so: --shrink."
+        )
+    if size_bytes < present and facts.users:
+        raise Refused(
+            f"image {name} is open on {', '.join(facts.users)}, and a guest does not survive that "
+            "its disk is cut. Stop it first; a client that died is forgotten after 30 s."
         )
     if size_bytes >= entry.record.size_bytes:
         _promise_size(fabric, tenant, entry, size_bytes)
@@ -207,9 +214,15 @@ def _refuse_used(cluster: Cluster, entry: ImageEntry) -> None:
         )
 
 
-def _refuse_unprotected(origin: SnapshotEntry) -> None:
+def _refuse_unprotected(tenant: str, origin: SnapshotEntry) -> None:
     ref = f"{origin.record.image}@{origin.record.name}"
     if origin.record.state is not State.READY:
-        raise Refused(f"snapshot {ref} is {origin.record.state}. Finish that first.")
+        raise Refused(
+            f"snapshot {ref} is {origin.record.state}. "
+            "Finish that first: run the command that began it again."
+        )
     if not origin.record.protected:
-        raise Refused(f"snapshot {ref} is not protected. First: svctl snapshot protect {ref}.")
+        raise Refused(
+            f"snapshot {ref} is not protected. "
+            f"First: svctl snapshot protect {ref} --tenant {tenant}."
+        )

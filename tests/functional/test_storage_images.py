@@ -76,6 +76,8 @@ def test_an_open_image_is_kept_and_freed_when_its_host_has_died(
         assert "is open" in svctl.refused("image", "delete", "root", *tenant, "--yes").sentence
         assert "which answers" in svctl.refused("image", "unlock", "root", *tenant, "-y").sentence
         svctl("image", "resize", "root", *tenant, "--size", "128MiB")
+        cut = ("image", "resize", "root", *tenant, "--size", "64MiB", "--shrink", "--yes")
+        assert f"is open on {owner}" in svctl.refused(*cut).sentence
         guest.kill()
 
     until(lambda: not svctl("image", "get", "root", *tenant)["users"], timeout_s=60)
@@ -113,6 +115,32 @@ def test_svctl_killed_anywhere_and_run_again_ends_the_same(
 
     assert svctl.used(red) == {"images": 0, "bytes": 0, "snapshots": 0}
     assert svctl.host.run(["rbd", "ls", f"vms/{red}"]).stdout == ""
+
+
+@pytest.mark.parametrize("step", ["id", "directory"])
+def test_an_image_whose_naming_was_cut_off_is_finished_or_given_up_whole(
+    svctl: Svctl, red: str, ceph_lab: Lab, step: str
+) -> None:
+    command = ("image", "create", "named", "--tenant", red, "--size", "64MiB")
+
+    def die() -> None:
+        died = ceph_lab.ctl.run(probe_command("dying_rename", step, *command), check=False)
+        assert died.returncode == 9, died.stderr
+        assert svctl("status")["unfinished"] == [f"image vms/{red}/named"]
+
+    die()
+    svctl(*command)
+
+    assert svctl.host.run(["rbd", "ls", f"vms/{red}"]).stdout == "named\n"
+    status = svctl("status")
+    assert (status["unfinished"], status["missing_in_ceph"]) == ([], [])
+    svctl("image", "delete", "named", "--tenant", red, "--yes")
+    die()
+    svctl("image", "delete", "named", "--tenant", red, "--yes")
+    assert svctl.host.run(["rbd", "ls", f"vms/{red}"]).stdout == ""
+    listed = svctl.host.run(["rados", "--pool", "vms", "--namespace", red, "ls"]).stdout
+    assert "rbd_id" not in listed
+    assert svctl.used(red) == {"images": 0, "bytes": 0, "snapshots": 0}
 
 
 def _done(svctl: Svctl, command: tuple[str, ...]) -> bool:
