@@ -6,6 +6,7 @@ next import follow it.
 """
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
 
 from storvirt import qcow2
@@ -31,6 +32,13 @@ class Source:
 
     def __str__(self) -> str:
         return f"{self.path} ({self.format}, {self.fingerprint})"
+
+
+def fingerprint(file_bytes: int, mtime_ns: int) -> str:
+    """What tells a file from a later one of the same name: its length and when it was written."""
+    seconds, nanoseconds = divmod(mtime_ns, 10**9)
+    written = datetime.fromtimestamp(seconds, UTC)
+    return f"{file_bytes} bytes of {written:%Y-%m-%d %H:%M:%S}.{nanoseconds:09}Z"
 
 
 # Files that are certainly no raw disk, by their first bytes.

@@ -9,6 +9,7 @@ told every format, never asked to guess, and it dies with its parent.
 import json
 import os
 import re
+import stat
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from storvirt.model import ImagePath
 from storvirt.qcow2 import HEADER_BYTES
-from storvirt.sources import Source, SourceFormat, recognise
+from storvirt.sources import Source, SourceFormat, fingerprint, recognise
 from tenancy.errors import BackendUnavailable, InvalidRequest, NotFound, VerificationFailed
 
 CHECK_TIMEOUT_S = 600
@@ -34,16 +35,25 @@ class SourceUnreadable(InvalidRequest):
 def inspect(path: Path, wanted: SourceFormat | None) -> Source:
     """What the file at `path` would become. Raises InvalidRequest; the file is only read."""
     try:
-        with path.open("rb") as file:
-            head = file.read(HEADER_BYTES)
+        # Not to wait for a writer, if it is a pipe.
+        with open(path, "rb", opener=_without_waiting) as file:
             facts = os.fstat(file.fileno())
+            _refuse_special(path, facts.st_mode)
+            head = file.read(HEADER_BYTES)
             size = file.seek(0, os.SEEK_END)
     except FileNotFoundError as error:
-        raise NotFound(f"file {path} does not exist.") from error
+        raise NotFound(
+            f"file {path} does not exist on this machine. Check the path, or fetch it."
+        ) from error
+    except IsADirectoryError as error:
+        raise InvalidRequest(f"{path} is a directory. Name the file in it.") from error
     except OSError as error:
-        raise InvalidRequest(f"file {path} cannot be read: {error.strerror}.") from error
-    fingerprint = f"{size} bytes of {facts.st_mtime_ns}"
-    source = recognise(str(path.resolve()), head, size, fingerprint, wanted)
+        raise InvalidRequest(
+            f"file {path} cannot be read: {error.strerror}. Check it and its permissions."
+        ) from error
+    source = recognise(
+        str(path.resolve()), head, size, fingerprint(size, facts.st_mtime_ns), wanted
+    )
     if source.format is SourceFormat.QCOW2:
         _check_qcow2(source, size)
     return source
@@ -145,6 +155,17 @@ def _check_qcow2(source: Source, file_bytes: int) -> None:
         raise SourceUnreadable(
             f"{source.path} is cut short: it has {file_bytes} bytes and its data reaches to "
             f"{end}. Fetch it again."
+        )
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _refuse_special(path: Path, mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        raise InvalidRequest(
+            f"{path} is not a regular file. Copy what it gives to one, and import that."
         )
 
 

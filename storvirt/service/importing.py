@@ -129,7 +129,11 @@ def _begin(cluster: Cluster, target: ImagePath, size_bytes: int, say: Say) -> in
         return 0
     images.break_lock(cluster, target)
     done = int(images.note(cluster, target, _DONE) or 0)
-    say(f"an import of this file was interrupted: going on at {format_size(done)}")
+    say(
+        f"an import of this file was interrupted: going on at {format_size(done)}"
+        if done
+        else "an import of this file was interrupted: starting it again"
+    )
     return done
 
 

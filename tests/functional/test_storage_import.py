@@ -177,12 +177,16 @@ def _bad_files(directory: Path) -> dict[str, tuple[Path, str]]:
     )
     vmdk = directory / "other.vmdk"
     subprocess.run(["qemu-img", "create", "-q", "-f", "vmdk", str(vmdk), "8M"], check=True)
+    pipe = directory / "pipe.qcow2"
+    os.mkfifo(pipe)
     return found | {
         "backing-file": (backed, "never followed"),
         "data-file": (outside, "never followed"),
         "vmdk": (vmdk, "VMDK"),
         "missing": (directory / "nowhere.qcow2", "does not exist"),
-        "directory": (directory, "cannot be read"),
+        "directory": (directory, "is a directory"),
+        "device": (Path("/dev/zero"), "not a regular file"),
+        "pipe": (pipe, "not a regular file"),
     }
 
 

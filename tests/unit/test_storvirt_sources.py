@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storvirt import qcow2
-from storvirt.sources import SourceFormat, recognise
+from storvirt.sources import SourceFormat, fingerprint, recognise
 from tenancy.errors import InvalidRequest
 
 GIB = 1 << 30
@@ -102,3 +102,10 @@ def test_unnamed_formats_are_recognised_by_their_mark_or_refused() -> None:
     ):
         with pytest.raises(InvalidRequest, match=why):
             recognise(name, head, len(head), "", None)
+
+
+def test_a_fingerprint_can_be_read_and_tells_a_nanosecond() -> None:
+    found = fingerprint(3, 1_795_265_593_955_777_212)
+
+    assert found == "3 bytes of 2026-11-21 12:53:13.955777212Z"
+    assert fingerprint(3, 1_795_265_593_955_777_213) != found
