@@ -26,6 +26,7 @@ class PoolFacts:
     tagged: bool
     tier_of: PoolName | None
     cache: PoolName | None
+    applications: tuple[str, ...]
 
 
 def names(cluster: Cluster) -> frozenset[str]:
@@ -49,6 +50,7 @@ def describe_all(cluster: Cluster) -> dict[str, PoolFacts]:
             tagged=caps.TAG in application_tags(pool, caps.APPLICATION),
             tier_of=by_id.get(pool["tier_of"]),
             cache=by_id.get(pool["tiers"][0]) if pool["tiers"] else None,
+            applications=tuple(sorted(pool.get("application_metadata", {}))),
         )
         for pool in pools
     }
@@ -63,6 +65,23 @@ def describe(cluster: Cluster, name: PoolName) -> PoolFacts:
             f"or create it: svctl pool create {name}."
         )
     return found
+
+
+def failure_domains(cluster: Cluster) -> tuple[str, int]:
+    """What the rule of new replicated pools puts copies on, such as `host`, and how many hold OSDs.
+
+    `osd_pool_default_crush_rule` may name another rule; the first is what Ceph takes without it.
+    """
+    rules = cluster.command("osd crush rule dump")
+    steps = min((rule for rule in rules if rule["type"] == 1), key=lambda rule: rule["rule_id"])
+    kinds = [step["type"] for step in steps["steps"] if step["op"].startswith("choose")]
+    nodes = {node["id"]: node for node in cluster.command("osd tree")["nodes"]}
+
+    def holds_osd(node: dict[str, Any]) -> bool:
+        below = (nodes[child] for child in node.get("children", ()) if child in nodes)
+        return node["type"] == "osd" or any(map(holds_osd, below))
+
+    return kinds[-1], sum(n["type"] == kinds[-1] and holds_osd(n) for n in nodes.values())
 
 
 def create(cluster: Cluster, name: PoolName, replicas: int | None, pg_num: int | None) -> None:

@@ -142,6 +142,16 @@ def confirm_empty(cluster: Cluster, cache: PoolName) -> None:
         time.sleep(1)
 
 
+def capacity_bytes(cluster: Cluster, cache: PoolName) -> int:
+    """What the pool could hold now. Waits for the manager's first figures of a new pool."""
+    give_up = time.monotonic() + STATISTICS_LAG_S
+    while True:
+        found = pools.describe(cluster, cache)
+        if found.available_bytes or time.monotonic() > give_up:
+            return found.stored_bytes + found.available_bytes
+        time.sleep(0.5)
+
+
 def watchers(cluster: Cluster, pool: PoolName, namespace: str, name: str) -> Sequence[str]:
     """The addresses of the clients that have an object open."""
     done = _rados(cluster, "--pool", pool, "--namespace", namespace, "listwatchers", name)

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
+from storvirt import caps
 from storvirt.backends import pools
-from storvirt.backends.cluster import Cluster
+from storvirt.backends.cluster import Cluster, CommandFailed
 from storvirt.backends.pools import PoolFacts
 from storvirt.model import Pool, PoolName, State
 from storvirt.service import catalog
@@ -48,12 +49,21 @@ def create(
                 f"take it over: svctl pool create {name} --adopt."
             )
         if adopt and not there:
-            raise Refused(f"pool {name} does not exist in Ceph, so it can't be adopted.")
+            raise Refused(
+                f"pool {name} does not exist in Ceph, so it can't be adopted. "
+                "Leave out --adopt to create it."
+            )
+        if adopt:
+            _refuse_unfit(pools.describe(cluster, name))
+        elif replicas is not None:
+            _refuse_too_many(cluster, name, replicas)
         _record(fabric, name, adopted=adopt)
-    if adopt:
-        _refuse_unfit(pools.describe(cluster, name))
-    else:
-        pools.create(cluster, name, replicas, pg_num)
+    if not adopt:
+        try:
+            pools.create(cluster, name, replicas, pg_num)
+        except CommandFailed:
+            _withdraw(fabric, cluster, name)
+            raise
     pools.tag(cluster, name)
     return _mark(fabric, cluster, name)
 
@@ -73,6 +83,14 @@ def get(fabric: Fabric, cluster: Cluster, name: PoolName) -> PoolReport:
 def delete(fabric: Fabric, cluster: Cluster, name: PoolName) -> None:
     """Remove a pool that no tenant has a namespace in; an adopted one is only let go."""
     row = catalog.pool(fabric, name)
+    spaces = [e.record for e in catalog.namespaces(fabric) if e.record.pool == name]
+    if spaces:
+        tenants = [space.tenant for space in spaces]
+        raise Refused(
+            f"pool {name} holds the namespaces of {', '.join(tenants[:5])}"
+            f"{' and more' if len(tenants) > 5 else ''}. "
+            f"First: svctl namespace delete {tenants[0]} --pool {name}."
+        )
     if name in pools.names(cluster):
         facts = pools.describe(cluster, name)
         if facts.tier_of or facts.cache:
@@ -82,14 +100,9 @@ def delete(fabric: Fabric, cluster: Cluster, name: PoolName) -> None:
         if residents and not row["adopted"]:
             raise Refused(
                 f"pool {name} still holds {', '.join(residents[:5])}"
-                f"{' and more' if len(residents) > 5 else ''}. Remove them first."
+                f"{' and more' if len(residents) > 5 else ''}, made by somebody else. "
+                "Remove them with `rbd` first."
             )
-    spaces = [e.record for e in catalog.namespaces(fabric) if e.record.pool == name]
-    if spaces:
-        raise Refused(
-            f"pool {name} holds namespaces of {', '.join(space.tenant for space in spaces)}. "
-            f"First: svctl namespace delete {spaces[0].tenant} --pool {name}."
-        )
     transaction = fabric.transaction()
     transaction.require_none("StorageNamespace", pool=row.id)
     transaction.update(row, {"state": State.DELETING})
@@ -115,6 +128,14 @@ def _record(fabric: Fabric, name: PoolName, *, adopted: bool) -> None:
         raise AlreadyExists(f"pool {name} has just been created by somebody else.") from error
 
 
+def _withdraw(fabric: Fabric, cluster: Cluster, name: PoolName) -> None:
+    """Take back what was recorded of a pool that Ceph does not want to make."""
+    if name not in pools.names(cluster):
+        transaction = fabric.transaction()
+        transaction.delete(catalog.pool(fabric, name))
+        transaction.commit()
+
+
 def _mark(fabric: Fabric, cluster: Cluster, name: PoolName) -> PoolReport:
     row = catalog.pool(fabric, name)
     transaction = fabric.transaction()
@@ -122,6 +143,15 @@ def _mark(fabric: Fabric, cluster: Cluster, name: PoolName) -> PoolReport:
     transaction.update(row, {"state": State.READY})
     transaction.commit()
     return get(fabric, cluster, name)
+
+
+def _refuse_too_many(cluster: Cluster, name: PoolName, replicas: int) -> None:
+    kind, number = pools.failure_domains(cluster)
+    if replicas > number:
+        raise Refused(
+            f"pool {name}: {replicas} replicas need {replicas} of `{kind}` with OSDs, and Ceph has "
+            f"{number}. Choose at most {number}."
+        )
 
 
 def _refuse_unfit(facts: PoolFacts) -> None:
@@ -132,3 +162,5 @@ def _refuse_unfit(facts: PoolFacts) -> None:
         )
     if facts.tier_of:
         raise Refused(f"pool {facts.name} is the cache of {facts.tier_of}. Choose another.")
+    if others := [name for name in facts.applications if name != caps.APPLICATION]:
+        raise Refused(f"pool {facts.name} belongs to {', '.join(others)}. Choose another.")

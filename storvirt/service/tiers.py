@@ -16,11 +16,14 @@ from storvirt.service import catalog
 from storvirt.tiering import HitSet, Step, next_setup, next_teardown
 from tenancy.backends.fabric import Fabric
 from tenancy.errors import NotFound, Refused
+from tenancy.names import rough_size
 
 # The share of what the cache pool could hold that it may, if no size is given.
 DEFAULT_SHARE = 0.8
 # Rounds of flushing that free nothing before clients are named as the reason.
 STUCK_ROUNDS = 3
+# While flushing takes longer than this, it is said how much is left.
+TALK_S = 10
 
 Say = Callable[[str], None]
 
@@ -40,7 +43,13 @@ def create(
     tier = tiers.look(cluster, base, cache)
     if not tier.related and tiers.objects(cluster, cache):
         raise Refused(f"pool {cache} is not empty, and a cache must be. Choose another pool.")
-    wanted = Limits(size_bytes=size_bytes or _default_size(cluster, cache), hit_set=hit_set)
+    capacity = tiers.capacity_bytes(cluster, cache)
+    if not capacity or (size_bytes or 0) > capacity:
+        raise Refused(
+            f"pool {cache} can hold {rough_size(capacity)}, and a cache that is allowed more fills "
+            "its OSDs. Choose a smaller --size, or add OSDs."
+        )
+    wanted = Limits(size_bytes=size_bytes or int(capacity * DEFAULT_SHARE), hit_set=hit_set)
     begun = tiers.limits(cluster, cache)
     if tier.related and size_bytes is None and begun.size_bytes:
         # What is free has changed since an interrupted run chose.
@@ -82,13 +91,17 @@ def remove(
     stuck_rounds = 0
     confirmed = False
     told: Step | None = None
+    told_at = time.monotonic()
     tier = tiers.look(cluster, base, cache)
     while step := next_teardown(tier):
         if step is not told:
             say(f"{cache}: {step}")
-            told = step
+            told, told_at = step, time.monotonic()
         left = tier.objects
         if step is Step.DRAIN:
+            if time.monotonic() - told_at > TALK_S:
+                say(f"{cache}: {tier.objects} objects left")
+                told_at = time.monotonic()
             tiers.drain(cluster, cache)
             confirmed = False
         elif step is Step.CLOSE and not confirmed:
@@ -109,12 +122,10 @@ def remove(
 def _cache(cluster: Cluster, base: PoolName) -> PoolName:
     cache = tiers.cache_of(cluster, base)
     if cache is None:
-        raise NotFound(f"pool {base} has no cache tier. See `svctl pool list`.")
+        of = pools.describe(cluster, base).tier_of
+        hint = f"It is the cache of {of}: name that." if of else "See `svctl pool list`."
+        raise NotFound(f"pool {base} has no cache tier. {hint}")
     return cache
-
-
-def _default_size(cluster: Cluster, cache: PoolName) -> int:
-    return int(pools.describe(cluster, cache).available_bytes * DEFAULT_SHARE)
 
 
 def _refuse_unfit(fabric: Fabric, base: PoolFacts, cache: PoolFacts) -> None:
@@ -154,8 +165,9 @@ def _stuck(cluster: Cluster, base: PoolName, cache: PoolName) -> str:
     opened = (
         f"clients have images open ({', '.join(clients[:5])})" if clients else "they are in use"
     )
+    objects = f"{len(left)} object{'s' if len(left) != 1 else ''}"
     return (
-        f"tier {cache} before {base}: {len(left)} objects cannot be evicted, because {opened}. "
+        f"tier {cache} before {base}: {objects} cannot be evicted, because {opened}. "
         "It is in proxy mode and nothing is lost. Stop or move those guests, "
         f"and run again: svctl tier remove {base}."
     )

@@ -123,6 +123,34 @@ def test_a_monitor_that_is_silent_is_an_error_within_bounded_time(
     assert svctl.images(red) == []
 
 
+def test_a_pool_that_cannot_be_made_or_adopted_leaves_nothing(svctl: Svctl) -> None:
+    for arguments, words in (
+        (("--pg-num", "60000"), "pg_num 60000"),
+        (("--replicas", "9"), "Ceph has 3"),
+        (("--adopt",), "does not exist in Ceph"),
+    ):
+        refused = svctl.refused("pool", "create", "never", *arguments)
+        assert refused.exit_code == 1 and words in refused.sentence, refused.sentence
+    svctl.host.run(["ceph", "osd", "pool", "create", "theirs", "8"])
+    svctl.host.run(["ceph", "osd", "pool", "application", "enable", "theirs", "rgw"])
+
+    refused = svctl.refused("pool", "create", "theirs", "--adopt")
+
+    assert "belongs to rgw" in refused.sentence
+    assert not {"never", "theirs"} & {pool["name"] for pool in svctl("pool", "list")}
+    assert svctl("status")["unfinished"] == []
+    svctl.host.run(
+        ["ceph", "osd", "pool", "delete", "theirs", "theirs", "--yes-i-really-really-mean-it"]
+    )
+
+
+@pytest.mark.usefixtures("red")
+def test_a_pool_with_tenants_is_kept_and_says_how_to_empty_it(svctl: Svctl) -> None:
+    refused = svctl.refused("pool", "delete", "vms", "--yes")
+
+    assert "svctl namespace delete" in refused.sentence
+
+
 def test_a_pool_that_ceph_has_lost_is_named(svctl: Svctl) -> None:
     svctl("pool", "create", "lost", "--pg-num", "8")
     svctl.host.run(

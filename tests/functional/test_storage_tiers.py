@@ -131,6 +131,7 @@ def test_tiers_that_cannot_be_safe_are_refused(svctl: Svctl, red: str, cached: s
             ((cached, "--cache", "nowhere"), "does not exist"),
             ((cached, "--cache", "coded"), "erasure-coded"),
             ((cached, "--cache", "vms"), "holds a namespace"),
+            ((cached, "--cache", "fast", "--size", "900TiB"), "pool fast can hold"),
         ):
             refused = svctl.refused("tier", "create", *arguments)
             assert why in refused.sentence, refused.sentence
@@ -146,6 +147,7 @@ def test_tiers_that_cannot_be_safe_are_refused(svctl: Svctl, red: str, cached: s
         assert (
             "cache of slow" in svctl.refused("namespace", "create", red, "--pool", "fast").sentence
         )
+        assert "cache of slow: name that" in svctl.refused("tier", "show", "fast").sentence
         svctl("tier", "remove", cached, "--yes")
         assert "no cache tier" in svctl.refused("tier", "remove", cached, "--yes").sentence
     finally:
