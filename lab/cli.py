@@ -7,15 +7,13 @@ import sys
 from collections.abc import Callable
 from typing import Annotated, Any
 
-import msgspec
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from lab import state
 from lab.host import Host
 from lab.lab import Lab
-from tenancy.errors import InvalidRequest, Refused, VirtkitError
+from tenancy.cli import Format, Output, show
+from tenancy.errors import Refused, VirtkitError
 
 app = typer.Typer(
     name="virtlab",
@@ -23,6 +21,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
 )
 
 Name = Annotated[str, typer.Option("--name", envvar="VIRTKIT_LAB", help="Which lab.")]
@@ -79,16 +78,14 @@ def status(
     name: Annotated[
         str | None, typer.Option("--name", envvar="VIRTKIT_LAB", help="One lab, not all.")
     ] = None,
-    output: Annotated[str, typer.Option("-o", "--output", help="table or json.")] = "table",
+    output: Output = Format.TABLE,
 ) -> None:
     """Show the labs, their hosts, and which daemons run. Exit code 1 if one does not."""
-    if output not in ("table", "json"):
-        raise InvalidRequest(f"output format {output!r} is not known. Choose table or json.")
     rows = [row for lab in _labs(name) for row in _status_of(lab)]
-    if output == "json":
-        print(msgspec.json.format(msgspec.json.encode(rows)).decode())
+    if output is Format.TABLE and not rows:
+        _talk("no lab is up")
     else:
-        _print_table(rows)
+        show(rows, output)
     if any(row["state"] != "running" for row in rows):
         raise SystemExit(1)
 
@@ -190,16 +187,3 @@ def _status_of(name: str) -> list[dict[str, str]]:
         for host in (lab.ctl, *lab.hosts)
         for daemon in host.daemons
     ]
-
-
-def _print_table(rows: list[dict[str, str]]) -> None:
-    if not rows:
-        _talk("no lab is up")
-        return
-    table = Table(box=None)
-    for column in rows[0]:
-        table.add_column(column)
-    for row in rows:
-        color = "" if row["state"] == "running" else "red"
-        table.add_row(*row.values(), style=color)
-    Console().print(table)
