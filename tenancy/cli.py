@@ -101,9 +101,7 @@ def run(app: Callable[[], Any]) -> NoReturn:
 def show(
     result: Record | Sequence[Record], output: Format, columns: Sequence[str] | None = None
 ) -> None:
-    """Print one record or a list of them. `columns` are those of the table, or the fields of the
-    one record; JSON has all.
-    """
+    """Print one record or a list of them. `columns` are those of the table; JSON has all."""
     if output is Format.JSON:
         print(json.dumps(result, indent=2, default=str))
     elif output is Format.YAML:
@@ -112,8 +110,7 @@ def show(
         plain = json.loads(json.dumps(result, default=str))
         print(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), end="")
     elif isinstance(result, Mapping):
-        fields = columns or list(result)
-        _print_table(["field", "value"], [[field, _cell(result[field])] for field in fields])
+        _print_table(["field", "value"], [[key, _cell(value)] for key, value in result.items()])
     else:
         chosen = list(columns or (result[0] if result else ()))
         _print_table(chosen, [[_cell(record.get(c)) for c in chosen] for record in result])

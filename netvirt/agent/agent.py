@@ -174,11 +174,14 @@ class Agent:
 
     def _note_connection(self, what: str, remote: str, connected: bool) -> None:
         """Log that a database came or went, for whoever wonders why nothing follows."""
-        if connected is self._databases_heard.get(what, False):
+        before = self._databases_heard.get(what)
+        if connected is before:
             return
         self._databases_heard[what] = connected
         if connected:
             log.info(f"{what} answers", remote=remote)
+        elif before is None:
+            log.info(f"waiting for {what}", remote=remote)
         else:
             log.warning(f"{what} lost; what was last known stands", remote=remote)
 

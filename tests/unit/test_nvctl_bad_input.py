@@ -141,6 +141,14 @@ def test_what_a_port_is_given(command: Command) -> None:
     assert port["host"] is None
 
 
+def test_what_users_wrote_is_no_markup(command: Command) -> None:
+    done = command("nvctl tenant set red --label a=[/b]:cat: -o table")
+
+    assert done.returncode == 0, done.stderr
+    assert "a=[/b]:cat:" in done.stdout
+    assert command("nvctl tenant set red --label owner=me").returncode == 0
+
+
 def test_a_quota_is_refused_at_its_limit(command: Command, fabric: Fabric) -> None:
     before = everything(fabric)
 
