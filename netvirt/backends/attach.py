@@ -87,6 +87,23 @@ def remove_interface(
         vswitch.close()
 
 
+def interfaces_of(
+    port_id: UUID,
+    *,
+    bridge: str = "br-int",
+    remote: str = DEFAULT_REMOTE,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
+) -> list[str]:
+    """The interfaces on the bridge that name this port. Raises `BackendUnavailable`."""
+    vswitch = VSwitch(remote, bridge)
+    try:
+        _connect(vswitch, timeout_s)
+        found = vswitch.interfaces().values()
+        return sorted(interface.name for interface in found if interface.iface_id == port_id)
+    finally:
+        vswitch.close()
+
+
 def _remove(vswitch: VSwitch, name: str, timeout_s: float) -> None:
     if _until(vswitch, lambda: vswitch.remove_port(name) or None, timeout_s) is None:
         raise BackendUnavailable(

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from ipaddress import IPv4Interface
 
 from netvirt.backends import attach, links
-from netvirt.model import PortId
 from netvirt.service.acknowledge import hosts_of_network, wait_for_hosts
 from netvirt.service.ports import PortState
 from tenancy.backends.codec import Row
@@ -54,10 +53,20 @@ def plug_tap(fabric: Fabric, host_name: str, state: PortState) -> str:
     return link
 
 
-def unplug(port_id: PortId) -> None:
-    """Take the port's interface away; nothing to do if there is none."""
-    attach.remove_interface(links.link_name(port_id))
-    links.unplug(port_id)
+def unplug(state: PortState) -> None:
+    """Take the port's interface away; nothing to do if there is none.
+
+    One that somebody else made, libvirt for instance, is theirs to take away: then `Refused`.
+    """
+    own = links.link_name(state.port.id)
+    attach.remove_interface(own)
+    links.unplug(state.port.id)
+    others = [name for name in attach.interfaces_of(state.port.id) if name != own]
+    if others:
+        raise Refused(
+            f"port {state.port.name}: interface {', '.join(others)} on br-int holds it, which "
+            "nvctl did not make. Take it away where it was made, or with `ovs-vsctl del-port`."
+        )
 
 
 def wait_until_bound(

@@ -280,6 +280,9 @@ def test_an_interface_that_names_its_port_is_bound_whoever_made_it(
 
     ping = h3.run(["ping", "-c", "3", "-W", "1", containers["red-a"].ip], netns="by-hand")
     assert " 3 received" in ping.stdout
+    said = fabric.refused(f"nvctl port unplug {port['id']}", h3)
+    assert said.startswith("port hand: interface hand0 on br-int holds it")
+    assert host_of_port() == "h3"
     h3.run(["ovs-vsctl", "del-port", "hand0"])
     h3.run(["ip", "link", "delete", "hand0"])
     until(lambda: host_of_port() is None, what="the agent still holds the port", timeout_s=10)
