@@ -48,7 +48,8 @@ class Demo:
         """The whole story, with a directory for what need not last. Raises at the first failure."""
         self.capture = directory / "underlay.pcap"
         with self.report.step("a lab of three hosts with Ceph") as step:
-            Lab.down(NAME)
+            if Lab.down(NAME):
+                print(f"the lab {NAME} of an earlier run is removed", file=sys.stderr)
             self.lab = Lab.up(NAME, hosts=3, ceph=True)
             hosts = self.ctl("nvctl host list")
             step.check("3 agents report to the fabric", sum(host["alive"] for host in hosts), 3)
@@ -295,7 +296,7 @@ def demo(
         if not (keep and succeeded):
             Lab.down(NAME)
     if keep:
-        console.print(f"\nThe lab is up. Take it down with: virtlab down --name {NAME}")
+        console.print(f"\nThe lab is up. Take it down with: .venv/bin/virtlab down --name {NAME}")
 
 
 if __name__ == "__main__":
