@@ -7,7 +7,7 @@ import rbd
 
 from storvirt.backends.cluster import Cluster, translated
 from storvirt.model import ImageName, ImagePath, PoolName, SnapshotName, TenantName
-from tenancy.errors import NotFound, Refused
+from tenancy.errors import Conflict, NotFound, Refused
 
 # Image metadata that says whose an image is; stock tools show and keep it (`rbd image-meta list`).
 OWNER = "virtkit.image"
@@ -80,7 +80,8 @@ def finish_rename(cluster: Cluster, path: ImagePath, name: str) -> None:
 def remove(cluster: Cluster, path: ImagePath) -> None:
     """Delete the image with its data, if it is there; also one that was removed half-way.
 
-    Raises Refused while it is open somewhere or has snapshots.
+    Raises Refused while it is open somewhere or has snapshots, and Conflict while Ceph remembers
+    the client that died while it removed it.
     """
     with translated(f"image {path}"), cluster.pool(path.pool, path.namespace) as context:
         try:
@@ -88,8 +89,17 @@ def remove(cluster: Cluster, path: ImagePath) -> None:
         except rbd.ImageNotFound:
             return
         except rbd.ImageBusy as error:
+            try:
+                opened = users(cluster, path)
+            except Refused:
+                opened = ()
+            except NotFound:
+                raise Conflict(
+                    f"image {path} is half deleted, and Ceph remembers the client that did it for "
+                    "up to 30 s. Run the same command again then."
+                ) from error
             raise Refused(
-                f"image {path} is open{_by(_users_of(cluster, path))}. Stop its guest; a client "
+                f"image {path} is open{_by(opened)}. Stop its guest; a client "
                 "that died is forgotten after 30 s."
             ) from error
 
@@ -237,13 +247,6 @@ def _data_pool(cluster: Cluster, image: rbd.Image, path: ImagePath) -> PoolName:
 def _object_exists(cluster: Cluster, first: FirstObject) -> bool:
     with cluster.pool(first.pool, first.namespace) as context:
         return cluster.object_exists(context, first.name)
-
-
-def _users_of(cluster: Cluster, path: ImagePath) -> tuple[str, ...]:
-    try:
-        return users(cluster, path)
-    except Refused:
-        return ()
 
 
 def _others(image: rbd.Image) -> tuple[str, ...]:
