@@ -65,11 +65,15 @@ def test_the_same_import_again_finds_it_done(svctl: Svctl, red: str, tmp_path: P
     svctl("image", "delete", "golden", "--tenant", red, "--yes")
 
 
-@pytest.mark.parametrize("options", [(), ("-c",), ("-o", "compat=0.10,cluster_size=4096")])
+# The first is copied in two parts: whole GiBs are what an interrupted import goes on from.
+@pytest.mark.parametrize(
+    ("size_mib", "options"),
+    [(1200, ()), (200, ("-c",)), (200, ("-o", "compat=0.10,cluster_size=4096"))],
+)
 def test_a_qcow2_file_becomes_the_same_disk_without_its_holes(
-    svctl: Svctl, red: str, tmp_path: Path, options: tuple[str, ...]
+    svctl: Svctl, red: str, tmp_path: Path, size_mib: int, options: tuple[str, ...]
 ) -> None:
-    raw = make_raw(tmp_path / "disk.raw", 1200 * MIB, 24)
+    raw = make_raw(tmp_path / "disk.raw", size_mib * MIB, 24)
     source = make_qcow2(raw, *options)
 
     svctl("image", "import", "disk", "--tenant", red, "--from", str(source), "--verify")
@@ -98,12 +102,12 @@ def test_a_raw_file_of_odd_length_is_rounded_up_to_a_sector(
 def test_an_import_killed_half_way_goes_on_and_ends_the_same(
     svctl: Svctl, red: str, ceph_lab: Lab, tmp_path: Path
 ) -> None:
-    raw = make_raw(tmp_path / "big.raw", 2560 * MIB, 240)
+    raw = make_raw(tmp_path / "big.raw", 1792 * MIB, 168)
     command = ("image", "import", "big", "--tenant", red, "--from", str(raw))
     process = ceph_lab.ctl.popen(["svctl", *command], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     for line in process.stderr:
-        if "50 %" in line:
+        if int(line.split()[-2]) >= 60:
             break
     process.kill()
     process.wait()
@@ -118,7 +122,7 @@ def test_an_import_killed_half_way_goes_on_and_ends_the_same(
     again = svctl.run(*command, timeout_s=200)
 
     assert again.returncode == 0, again.stderr
-    assert "going on at" in again.stderr
+    assert "going on at 1GiB" in again.stderr
     assert content_in_ceph(svctl, red, "big", tmp_path) == sha256(raw)
     assert svctl.host.run(["rbd", "ls", f"vms/{red}"]).stdout == "big\n"
     svctl("image", "delete", "big", "--tenant", red, "--yes")

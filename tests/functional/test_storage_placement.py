@@ -48,7 +48,7 @@ def test_a_clone_is_placed_by_its_parent_until_it_has_its_own_first_object(
         ]
     )
     svctl("snapshot", "create", "golden@base", *tenant, "--protect")
-    clones = [f"clone-{number}" for number in range(6)]
+    clones = [f"clone-{number}" for number in range(3)]
     for clone in clones:
         svctl("image", "clone", "golden@base", clone, *tenant)
 
