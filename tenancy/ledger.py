@@ -55,7 +55,7 @@ def _no_account(tenant: str, resource: Resource) -> Callable[[str], QuotaExceede
     def refuse(_details: str) -> QuotaExceeded:
         return QuotaExceeded(
             f"tenant {tenant} has no quota of {resource}. If the tenant still exists, give it "
-            f"one: tenant set {tenant} --quota {resource}=N."
+            f"one: nvctl tenant set {tenant} --quota {resource}=N."
         )
 
     return refuse
@@ -66,7 +66,7 @@ def _refusal(tenant: str, resource: Resource, amount: int) -> Callable[[str], Qu
         wanted = format_size(amount) if resource is Resource.BYTES else str(amount)
         return QuotaExceeded(
             f"tenant {tenant}: its quota of {resource} does not admit {wanted} more. Delete some, "
-            f"or raise it: tenant set {tenant} --quota {resource}=N."
+            f"or raise it: nvctl tenant set {tenant} --quota {resource}=N."
         )
 
     return refuse

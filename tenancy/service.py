@@ -43,7 +43,8 @@ def find(fabric: Fabric, name: str) -> Row:
     row = fabric.find("Tenant", name=name)
     if row is None:
         raise NotFound(
-            f"tenant {name} does not exist. See `tenant list`, or create it: tenant create {name}."
+            f"tenant {name} does not exist. See `nvctl tenant list`, or create it: "
+            "nvctl tenant create NAME."
         )
     return row
 

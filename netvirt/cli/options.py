@@ -12,7 +12,7 @@ Tenant = Annotated[
 ]
 MaybeTenant = Annotated[
     str | None,
-    typer.Option("--tenant", "-t", envvar="VIRTKIT_TENANT", help="Only this tenant's."),
+    typer.Option("--tenant", "-t", envvar="VIRTKIT_TENANT", help="Whose it is."),
 ]
 Network = Annotated[str, typer.Option("--network", "-n", help="The network it is in.")]
 Wait = Annotated[
