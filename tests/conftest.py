@@ -1,6 +1,7 @@
-"""A real fabric database for whoever asks: ovsdb-server on a socket in a directory of its own."""
+"""What all tests share: a real fabric database, and an end to what killed runs have left."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -8,8 +9,24 @@ from pathlib import Path
 
 import pytest
 
+from lab import state
+from lab.lab import Lab
+from lab.waiting import until
 from tenancy.backends import embedded
 from tenancy.backends.fabric import Fabric
+
+# Labs of tests are called test-WHAT-PID, PID being that of the run that made them.
+_OF_A_RUN = re.compile(r"test-[a-z-]+-(\d+)(-.*)?")
+
+
+def pytest_sessionstart() -> None:
+    """Take down the labs of runs that were killed."""
+    if os.geteuid() != 0:
+        return
+    for name in state.names():
+        run = _OF_A_RUN.fullmatch(name)
+        if run and not Path(f"/proc/{run[1]}").exists():
+            Lab.down(name)
 
 
 @pytest.fixture
@@ -19,11 +36,21 @@ def fabric_remote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Serve an empty database until told to go on."""
+    """Serve an empty database until told to go on; the server ends with us, however we end."""
     directory = tmp_path_factory.mktemp("db")
-    remote = embedded.start(directory / "fabric.db", run_dir=directory)
-    yield remote
-    embedded.stop(directory)
+    socket = directory / "fabric.sock"
+    embedded.prepare(directory / "fabric.db")
+    argv = embedded.argv(directory / "fabric.db", [f"punix:{socket}"], directory)
+    log = (directory / "log").open("w")
+    with (
+        log,
+        subprocess.Popen(
+            ["setpriv", "--pdeathsig", "KILL", *argv], stdout=log, stderr=log
+        ) as server,
+    ):
+        until(socket.exists, what="the database is not served", timeout_s=15)
+        yield f"unix:{socket}"
+        server.terminate()
 
 
 @pytest.fixture

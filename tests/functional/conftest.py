@@ -5,15 +5,11 @@
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from lab import state
 from lab.lab import Lab
 from tests.functional.storage import Svctl
-
-PREFIX = "test-shared-"
 
 
 @pytest.fixture(scope="session")
@@ -22,10 +18,7 @@ def ceph_lab() -> Iterator[Lab]:
     if kept := os.environ.get("VIRTKIT_TEST_LAB"):
         yield Lab.open(kept)
         return
-    for name in state.names():
-        if name.startswith(PREFIX) and not Path(f"/proc/{name.removeprefix(PREFIX)}").exists():
-            Lab.down(name)
-    with Lab.up(f"{PREFIX}{os.getpid()}", hosts=3, ceph=True) as lab:
+    with Lab.up(f"test-shared-{os.getpid()}", hosts=3, ceph=True) as lab:
         yield lab
 
 
