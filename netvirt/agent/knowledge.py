@@ -6,6 +6,7 @@ no clock.
 
 from collections.abc import Mapping
 from ipaddress import IPv4Address
+from typing import TypeVar
 from uuid import UUID
 
 from netvirt import rows
@@ -13,6 +14,9 @@ from netvirt.compile import Local, Location, Remote
 from netvirt.model import Binding, Host, Network, NetworkId, Overlay, Port, PortId, holder
 from netvirt.observed import Interface
 from tenancy.backends.codec import Row
+
+# What a row is kept under: the id of its network or of its port.
+Key = TypeVar("Key", bound=UUID)
 
 
 class Knowledge:
@@ -47,11 +51,11 @@ class Knowledge:
             case "Network":
                 self.dirty_networks.add(NetworkId(row_id))
             case "Subnet":
-                self._move(self._subnets, "network", old, row, self.dirty_networks)
+                _move(self._subnets, "network", old, row, self.dirty_networks)
             case "Port":
                 self.dirty_ports.add(PortId(row_id))
             case "Address":
-                self._move(self._addresses, "port", old, row, self.dirty_ports)
+                _move(self._addresses, "port", old, row, self.dirty_ports)
             case "Binding":
                 self._set_binding(row_id, old, row)
             case "Host":
@@ -167,24 +171,20 @@ class Knowledge:
             for host in (before, after):
                 self.dirty_ports |= self._bound_to.get(host.name, set()) if host else set()
 
-    def _move(
-        self,
-        index: dict,  # type: ignore[type-arg]
-        column: str,
-        old: Row | None,
-        row: Row | None,
-        dirty: set,  # type: ignore[type-arg]
-    ) -> None:
-        """Keep a row under the object that its column refers to, and mark that object."""
-        if old is not None:
-            members = index.get(old[column], set())
-            members.discard(old.id)
-            if not members:
-                index.pop(old[column], None)
-            dirty.add(old[column])
-        if row is not None:
-            index.setdefault(row[column], set()).add(row.id)
-            dirty.add(row[column])
+
+def _move(
+    index: dict[Key, set[UUID]], column: str, old: Row | None, row: Row | None, dirty: set[Key]
+) -> None:
+    """Keep a row under the object that its column refers to, and mark that object."""
+    if old is not None:
+        members = index.get(old[column], set())
+        members.discard(old.id)
+        if not members:
+            index.pop(old[column], None)
+        dirty.add(old[column])
+    if row is not None:
+        index.setdefault(row[column], set()).add(row.id)
+        dirty.add(row[column])
 
 
 def _reachability(host: Host | None) -> tuple[object, frozenset[Overlay]] | None:

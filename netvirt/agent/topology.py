@@ -7,11 +7,15 @@ again. The result equals compiling everything anew: that is a property test.
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from ipaddress import IPv4Address
+from typing import TypeVar
 
 from netvirt import compile as compiler
 from netvirt.compile import Local, Location, Remote
 from netvirt.model import Network, NetworkId, Overlay, Port, PortId
 from netvirt.pipeline.flow import Flow, FlowChanges
+
+# Where ports of a network are: behind an OpenFlow port, or an endpoint.
+Place = TypeVar("Place", int, IPv4Address)
 
 _BASE = "base"
 _Key = str | tuple[str, NetworkId | PortId]
@@ -153,7 +157,7 @@ def compile_all(
     return {flow.cookie: flow for flow in flows}
 
 
-def _step(counter: Counter, key: object, step: int) -> bool:  # type: ignore[type-arg]
+def _step(counter: Counter[Place], key: Place, step: int) -> bool:
     """Change a count; True if the key appeared or went."""
     before = counter[key]
     counter[key] += step
