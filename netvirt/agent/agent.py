@@ -244,7 +244,7 @@ class Agent:
         if time.monotonic() < self._watch.write_not_before:
             return
         writes = self._binding_writes()
-        own_row = self._own_row()
+        own_row = self._knowledge.own_row
         report = self._host_report(own_row)
         if own_row is None:
             writes.append(Insert("Host", report))
@@ -282,10 +282,6 @@ class Agent:
                 self._unexamined.add(PortId(row["port"]))
                 writes.append(Delete(row))
         return writes
-
-    def _own_row(self) -> Row | None:
-        rows = (row for row in self._watch.rows("Host") if row["name"] == self._config.host_name)
-        return next(rows, None)
 
     def _host_report(self, own: Row | None) -> dict[str, object]:
         """What differs between the host's row and what should be there."""

@@ -29,6 +29,7 @@ class Knowledge:
         self.ports: dict[PortId, Port] = {}
         self.bindings: dict[PortId, dict[UUID, Binding]] = {}
         self.hosts: dict[str, Host] = {}
+        self.own_row: Row | None = None
         self.interfaces: Mapping[PortId, Interface] = {}
         self.attached: frozenset[PortId] = frozenset()
         self._rows: dict[tuple[str, UUID], Row] = {}
@@ -167,6 +168,8 @@ class Knowledge:
             self.hosts.pop(before.name, None)
         if after is not None:
             self.hosts[after.name] = after
+        if self.host_name in {host.name for host in (before, after) if host}:
+            self.own_row = row
         if _reachability(before) != _reachability(after):
             for host in (before, after):
                 self.dirty_ports |= self._bound_to.get(host.name, set()) if host else set()
