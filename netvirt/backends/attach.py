@@ -40,6 +40,9 @@ def add_interface(
         _connect(vswitch, timeout_s)
         if device_is_new:
             _remove(vswitch, name, timeout_s)
+            # A switch that is busy would see the removal and what follows as no change at all.
+            # One that does not run is noticed below.
+            _until(vswitch, lambda: vswitch.applied or None, timeout_s)
         was_there = name in vswitch.interfaces()
         failing_since: float | None = None
 

@@ -138,7 +138,7 @@ class VSwitch:
         if row is None:
             row = self._insert("Bridge", name=bridge.name)
             row.ports = [self._insert_port(bridge.name, "internal"), *missing]
-            switch = next(iter(self._idl.tables["Open_vSwitch"].rows.values()))
+            switch = self._top()
             switch.addvalue("bridges", row)
         else:
             for port in missing:
@@ -189,8 +189,15 @@ class VSwitch:
         for port in bridge.ports if bridge else []:
             if port.name == name:
                 bridge.delvalue("ports", port)
+                self._ask_to_apply()
                 self._changes += 1
         return self._end()
+
+    @property
+    def applied(self) -> bool:
+        """Whether the switch has done what a `remove_port` asked of it, not only the database."""
+        top = self._top()
+        return top is not None and top.cur_cfg >= top.next_cfg
 
     # The transaction: changed rows gather in it until `run` sends it; then no other can begin
     # before it has ended.
@@ -210,6 +217,12 @@ class VSwitch:
             self._transaction.abort()
             self._transaction = None
         return self._transaction is None
+
+    def _ask_to_apply(self) -> None:
+        """Have the switch say in `cur_cfg` when it has got so far; see ovs-vswitchd.conf.db(5)."""
+        top = self._top()
+        top.verify("next_cfg")
+        top.next_cfg = top.next_cfg + 1
 
     def _refuse(self, reason: str) -> bool:
         self._end()
@@ -288,6 +301,9 @@ class VSwitch:
         row = self._idl.tables[table].rows.get(id_)
         if table == "Interface" and row is not None:
             self._names[row.name] = id_
+
+    def _top(self) -> Any:
+        return next(iter(self._idl.tables["Open_vSwitch"].rows.values()), None)
 
     def _find_bridge(self, name: str) -> Any:
         rows = self._idl.tables["Bridge"].rows.values()

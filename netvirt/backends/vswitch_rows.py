@@ -12,7 +12,7 @@ from tenancy.errors import BackendUnavailable
 
 _SCHEMA = Path(ovs.dirs.PKGDATADIR) / "vswitch.ovsschema"
 _OBSERVED = {
-    "Open_vSwitch": ["bridges"],
+    "Open_vSwitch": ["bridges", "next_cfg", "cur_cfg"],
     "Bridge": ["name", "ports", "fail_mode", "datapath_type"],
     "Port": ["name", "interfaces"],
     "Interface": [
