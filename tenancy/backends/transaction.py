@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-from uuid import UUID
 
 from tenancy.backends import codec
 from tenancy.backends.codec import DATABASE, Ref, Row, Value
@@ -44,14 +43,11 @@ class Transaction:
         self.cfg: int | None = None
         self._operations: list[dict[str, Any]] = []
         self._on_failure: dict[int, Callable[[str], VirtkitError]] = {}
-        self._names: dict[Ref, int] = {}
-        self._ids: dict[Ref, UUID] = {}
         self._cfg_at: int | None = None
 
     def insert(self, table: str, columns: Mapping[str, Value]) -> Ref:
         ref = Ref(f"row{len(self._operations)}")
         row = {column: codec.encode(value) for column, value in columns.items()}
-        self._names[ref] = len(self._operations)
         self._operations.append({"op": "insert", "table": table, "row": row, "uuid-name": ref.name})
         return ref
 
@@ -118,10 +114,6 @@ class Transaction:
             {"op": "select", "table": "Fabric", "where": [], "columns": ["cfg"]}
         )
 
-    def id_of(self, ref: Ref) -> UUID:
-        """The UUID that an inserted row got; after commit."""
-        return self._ids[ref]
-
     def commit(self) -> None:
         if not self._operations:
             return
@@ -129,8 +121,6 @@ class Transaction:
         for index, result in enumerate(results):
             if result and "error" in result:
                 raise self._failure(index, result["error"], result.get("details", ""))
-        for ref, index in self._names.items():
-            self._ids[ref] = UUID(results[index]["uuid"][1])
         if self._cfg_at is not None:
             rows = results[self._cfg_at]["rows"]
             self.cfg = rows[0]["cfg"] if rows else 0

@@ -72,7 +72,6 @@ class FabricWatch:
         self._transaction: Any = None
         self._write_failures = 0
         self.write_not_before = 0.0
-        self.rows_received = 0
         for table in columns:
             self._idl.cond_change(table, [False])
 
@@ -92,7 +91,6 @@ class FabricWatch:
         if self._transaction is not None:
             self._transaction_step()
         touched, self._idl.touched = self._idl.touched, set()
-        self.rows_received += len(touched)
         if known is not None and self._idl.change_seqno != self._change_seqno:
             touched |= known | self._known()
             self._session_seqno = self._idl._session.get_seqno()
