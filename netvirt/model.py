@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from typing import NewType, Self
 from uuid import UUID
 
@@ -15,6 +15,9 @@ NetworkId = NewType("NetworkId", UUID)
 SubnetId = NewType("SubnetId", UUID)
 PortId = NewType("PortId", UUID)
 BindingId = NewType("BindingId", UUID)
+AttachmentId = NewType("AttachmentId", UUID)
+
+IPAddress = IPv4Address | IPv6Address
 
 SEGMENT_IDS = range(1, 2**24)
 
@@ -40,6 +43,7 @@ class PortKind(StrEnum):
     CONTAINER = "container"
     VM = "vm"
     NETNS = "netns"
+    HOST = "host"
 
 
 class Mac(int):
@@ -137,6 +141,24 @@ class Port:
     kind: PortKind
     addresses: tuple[IPv4Address, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attachment:
+    """A container's interface that the CNI made on a host, and the port it is on.
+
+    `conflist` is the name of the network configuration that asked for it: the runtime that uses
+    that one collects what it has left, and nothing else.
+    """
+
+    id: AttachmentId
+    host: str
+    conflist: str
+    container: str
+    interface: str
+    netns: str
+    port: PortId
+    network: NetworkId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

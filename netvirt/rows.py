@@ -5,6 +5,8 @@ from ipaddress import IPv4Address, IPv4Network
 
 from netvirt.model import (
     AddressRange,
+    Attachment,
+    AttachmentId,
     Binding,
     BindingId,
     Host,
@@ -29,6 +31,7 @@ AGENT_COLUMNS = {
     "Port": ("tenant", "network", "name", "mac", "kind", "labels"),
     "Address": ("network", "port", "ip"),
     "Binding": ("port", "network", "host", "claim", "active"),
+    "Attachment": ("host", "conflist", "container", "interface", "netns", "port", "network"),
     "Host": (
         "name",
         "tunnel_ip",
@@ -91,6 +94,19 @@ def binding(row: Row) -> Binding:
         host=row["host"],
         claim=row["claim"],
         active=row["active"],
+    )
+
+
+def attachment(row: Row) -> Attachment:
+    return Attachment(
+        id=AttachmentId(row.id),
+        host=row["host"],
+        conflist=row["conflist"],
+        container=row["container"],
+        interface=row["interface"],
+        netns=row["netns"],
+        port=PortId(row["port"]),
+        network=NetworkId(row["network"]),
     )
 
 

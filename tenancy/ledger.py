@@ -9,14 +9,14 @@ from collections.abc import Callable, Mapping
 from uuid import UUID
 
 from tenancy.backends.codec import Ref
-from tenancy.backends.transaction import Transaction
+from tenancy.backends.transaction import Changes
 from tenancy.errors import QuotaExceeded
 from tenancy.model import Resource
 from tenancy.names import format_size
 
 
 def charge(
-    transaction: Transaction, tenant: UUID, tenant_name: str, amounts: Mapping[Resource, int]
+    transaction: Changes, tenant: UUID, tenant_name: str, amounts: Mapping[Resource, int]
 ) -> None:
     """Use this much of the tenant's quota, or fail the transaction with `QuotaExceeded`."""
     for resource, amount in amounts.items():
@@ -32,7 +32,7 @@ def charge(
         )
 
 
-def refund(transaction: Transaction, tenant: UUID, amounts: Mapping[Resource, int]) -> None:
+def refund(transaction: Changes, tenant: UUID, amounts: Mapping[Resource, int]) -> None:
     """Give back what was used. Only in the transaction that deletes what used it."""
     for resource, amount in amounts.items():
         if amount:
@@ -40,9 +40,7 @@ def refund(transaction: Transaction, tenant: UUID, amounts: Mapping[Resource, in
             transaction.mutate("Quota", equals, [("available", "+=", amount)])
 
 
-def open_account(
-    transaction: Transaction, tenant: UUID | Ref, limits: Mapping[Resource, int]
-) -> None:
+def open_account(transaction: Changes, tenant: UUID | Ref, limits: Mapping[Resource, int]) -> None:
     """The rows of a new tenant."""
     for resource, limit in limits.items():
         row = {"tenant": tenant, "resource": resource, "limit": limit, "available": limit}

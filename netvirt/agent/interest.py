@@ -25,5 +25,6 @@ def clauses(
         "Address": of_networks,
         "Port": of_networks | {("id", port) for port in interfaces},
         "Binding": of_networks | {("host", host_name)},
+        "Attachment": {("host", host_name)},
         "Host": {("name", host_name)} | {("name", host) for host in remote_hosts},
     }

@@ -4,14 +4,25 @@ Rows and interfaces go in as they change; ports with their locations come out. P
 no clock.
 """
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from ipaddress import IPv4Address
 from typing import TypeVar
 from uuid import UUID
 
 from netvirt import rows
 from netvirt.compile import Local, Location, Remote
-from netvirt.model import Binding, Host, Network, NetworkId, Overlay, Port, PortId, holder
+from netvirt.model import (
+    Attachment,
+    Binding,
+    Host,
+    Network,
+    NetworkId,
+    Overlay,
+    Port,
+    PortId,
+    holder,
+)
 from netvirt.observed import Interface
 from tenancy.backends.codec import Row
 
@@ -30,12 +41,16 @@ class Knowledge:
         self.bindings: dict[PortId, dict[UUID, Binding]] = {}
         self.hosts: dict[str, Host] = {}
         self.own_row: Row | None = None
+        self.attachments: dict[tuple[str, str], Attachment] = {}
         self.interfaces: Mapping[PortId, Interface] = {}
         self.attached: frozenset[PortId] = frozenset()
         self._rows: dict[tuple[str, UUID], Row] = {}
         self._subnets: dict[NetworkId, set[UUID]] = {}
         self._addresses: dict[PortId, set[UUID]] = {}
         self._bound_to: dict[str, set[PortId]] = {}
+        self._taken: dict[NetworkId, set[str]] = {}
+        # How many bindings of a network's ports each host has.
+        self._holders: dict[NetworkId, Counter[str]] = {}
         self.dirty_networks: set[NetworkId] = set()
         self.dirty_ports: set[PortId] = set()
 
@@ -57,8 +72,11 @@ class Knowledge:
                 self.dirty_ports.add(PortId(row_id))
             case "Address":
                 _move(self._addresses, "port", old, row, self.dirty_ports)
+                self._set_taken(old, row)
             case "Binding":
                 self._set_binding(row_id, old, row)
+            case "Attachment":
+                self._set_attachment(old, row)
             case "Host":
                 self._set_host(old, row)
 
@@ -135,6 +153,14 @@ class Knowledge:
         """Networks of which a port has an interface here."""
         return frozenset(self.ports[port].network for port in self.interfaces if port in self.ports)
 
+    def taken(self, network: NetworkId) -> Collection[str]:
+        """Addresses that ports of the network have; all of them if a port of it is held here."""
+        return self._taken.get(network, frozenset())
+
+    def hosts_of(self, network: NetworkId) -> frozenset[str]:
+        """Other hosts that hold ports of this network."""
+        return frozenset(self._holders.get(network, ())) - {self.host_name}
+
     def remote_hosts(self) -> frozenset[str]:
         """Other hosts that hold ports of the networks held here."""
         return frozenset(host for host, ports in self._bound_to.items() if ports)
@@ -154,12 +180,30 @@ class Knowledge:
             if not of_port:
                 self.bindings.pop(port, None)
             self._bound_to.get(old["host"], set()).discard(port)
+            holders = self._holders[old["network"]]
+            holders[old["host"]] -= 1
+            if not holders[old["host"]]:
+                del holders[old["host"]]
             self.dirty_ports.add(port)
         if row is not None:
             binding = rows.binding(row)
             self.bindings.setdefault(binding.port, {})[row_id] = binding
             self._bound_to.setdefault(binding.host, set()).add(binding.port)
+            self._holders.setdefault(binding.network, Counter())[binding.host] += 1
             self.dirty_ports.add(binding.port)
+
+    def _set_attachment(self, old: Row | None, row: Row | None) -> None:
+        if old is not None:
+            self.attachments.pop((old["container"], old["interface"]), None)
+        if row is not None:
+            attachment = rows.attachment(row)
+            self.attachments[attachment.container, attachment.interface] = attachment
+
+    def _set_taken(self, old: Row | None, row: Row | None) -> None:
+        if old is not None:
+            self._taken.get(old["network"], set()).discard(old["ip"])
+        if row is not None:
+            self._taken.setdefault(row["network"], set()).add(row["ip"])
 
     def _set_host(self, old: Row | None, row: Row | None) -> None:
         before = rows.host(old) if old else None

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+from uuid import UUID
 
 from tenancy.backends import codec
 from tenancy.backends.codec import DATABASE, Ref, Row, Value
@@ -31,25 +32,36 @@ class ReferenceViolation(Conflict):
         self.table = table
 
 
-class Transaction:
-    """A set of changes that happen together or not at all.
+class Changes:
+    """A set of changes that happen together or not at all, gathered and not sent.
 
     Each operation may name the error to raise if *it* is the one that fails; index and reference
-    violations are found at commit and raised as `UniqueViolation` and `ReferenceViolation`.
+    violations are raised as `UniqueViolation` and `ReferenceViolation`. Whoever sends
+    `operations` hands what the server answers to `conclude`.
     """
 
-    def __init__(self, rpc: Rpc) -> None:
-        self._rpc = rpc
+    def __init__(self, remote: str) -> None:
+        self._remote = remote
         self.cfg: int | None = None
         self._operations: list[dict[str, Any]] = []
         self._on_failure: dict[int, Callable[[str], VirtkitError]] = {}
         self._cfg_at: int | None = None
+
+    @property
+    def operations(self) -> Sequence[Mapping[str, Any]]:
+        """The operations as `transact` takes them (RFC 7047, 4.1.3), without the database."""
+        return self._operations
 
     def insert(self, table: str, columns: Mapping[str, Value]) -> Ref:
         ref = Ref(f"row{len(self._operations)}")
         row = {column: codec.encode(value) for column, value in columns.items()}
         self._operations.append({"op": "insert", "table": table, "row": row, "uuid-name": ref.name})
         return ref
+
+    def insert_as(self, row_id: UUID, table: str, columns: Mapping[str, Value]) -> None:
+        """Insert a row whose UUID the writer has chosen; see "Insert" in ovsdb-server(7)."""
+        row = {column: codec.encode(value) for column, value in columns.items()}
+        self._operations.append({"op": "insert", "table": table, "row": row, "uuid": str(row_id)})
 
     def update(self, row: Row, columns: Mapping[str, Value]) -> None:
         encoded = {column: codec.encode(value) for column, value in columns.items()}
@@ -114,10 +126,8 @@ class Transaction:
             {"op": "select", "table": "Fabric", "where": [], "columns": ["cfg"]}
         )
 
-    def commit(self) -> None:
-        if not self._operations:
-            return
-        results = self._rpc.call("transact", [DATABASE, *self._operations])
+    def conclude(self, results: Sequence[Any]) -> None:
+        """Raise what the server refused; else take over `cfg`, if it was asked for."""
         for index, result in enumerate(results):
             if result and "error" in result:
                 raise self._failure(index, result["error"], result.get("details", ""))
@@ -157,9 +167,21 @@ class Transaction:
         if error == "referential integrity violation":
             return ReferenceViolation(_parse_reference_violation(details), details)
         return BackendUnavailable(
-            f"fabric database {self._rpc.remote} refused a change ({error}: {details}). "
+            f"fabric database {self._remote} refused a change ({error}: {details}). "
             "Check that it serves this version's schema: `nvctl db status`."
         )
+
+
+class Transaction(Changes):
+    """Changes that are sent, and waited for, by `commit`."""
+
+    def __init__(self, rpc: Rpc) -> None:
+        super().__init__(rpc.remote)
+        self._rpc = rpc
+
+    def commit(self) -> None:
+        if self._operations:
+            self.conclude(self._rpc.call("transact", [DATABASE, *self._operations]))
 
 
 def where(equals: Mapping[str, Value]) -> list[Any]:

@@ -1,0 +1,120 @@
+"""Transactions and reads of the fabric database for a loop that must not block.
+
+What is asked is sent at once, behind whatever is under way; what came of it is there some turns
+of the loop later. A connection that is lost fails everything that was under way: whether such a
+change was made is then unknown, and so it must be one that can be repeated or taken back.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ovs.jsonrpc
+import ovs.poller
+
+from tenancy.backends import codec
+from tenancy.backends.codec import DATABASE, Row, Value
+from tenancy.backends.transaction import Changes, where
+from tenancy.errors import BackendUnavailable, VirtkitError
+
+# How long a silent server may stay silent before the connection is given up.
+PROBE_INTERVAL_MS = 5000
+
+
+class Pending:
+    """Something asked of the database. `done` once the answer, or its absence, is certain."""
+
+    def __init__(self) -> None:
+        self.done = False
+        self._results: Sequence[Any] = ()
+        self._error: VirtkitError | None = None
+
+    def settle(self, results: Sequence[Any] = (), error: VirtkitError | None = None) -> None:
+        self.done, self._results, self._error = True, results, error
+
+    def results(self) -> Sequence[Any]:
+        """What the server answered, operation by operation; raises `BackendUnavailable`."""
+        if self._error is not None:
+            raise self._error
+        return self._results
+
+
+class Requests:
+    """One connection to the fabric database, connected again whenever it was lost."""
+
+    def __init__(self, remote: str) -> None:
+        self.remote = remote
+        self._session = ovs.jsonrpc.Session.open_multiple(
+            remote.split(","), probe_interval=PROBE_INTERVAL_MS
+        )
+        self._seqno = 0
+        self._under_way: dict[Any, Pending] = {}
+
+    @property
+    def connected(self) -> bool:
+        return bool(self._session.is_connected())
+
+    def changes(self) -> Changes:
+        """An empty set of changes, to be filled and handed to `commit`."""
+        return Changes(self.remote)
+
+    def commit(self, changes: Changes) -> Pending:
+        """Send changes. The caller hands `results` to `changes.conclude` when it is `done`."""
+        return self._transact(changes.operations)
+
+    def select(self, queries: Sequence[tuple[str, Mapping[str, Value]]]) -> Pending:
+        """Ask for rows whose columns equal these values; see `rows` for the answer."""
+        return self._transact(
+            [{"op": "select", "table": table, "where": where(equals)} for table, equals in queries]
+        )
+
+    def run(self) -> None:
+        """Send and take in what there is. Never blocks."""
+        self._session.run()
+        if self._session.get_seqno() != self._seqno:
+            self._seqno = self._session.get_seqno()
+            self._lose()
+        while (message := self._session.recv()) is not None:
+            pending = self._under_way.pop(message.id, None)
+            if pending is None:
+                continue
+            if message.type == ovs.jsonrpc.Message.T_REPLY:
+                pending.settle(message.result)
+            else:
+                pending.settle(error=self._unavailable(f"refused: {message.error}"))
+        if not self.connected:
+            self._lose()
+
+    def wait(self, poller: ovs.poller.Poller) -> None:
+        """Wake the poller up when `run` has something to do."""
+        self._session.wait(poller)
+        self._session.recv_wait(poller)
+
+    def close(self) -> None:
+        self._session.close()
+
+    def _transact(self, operations: Sequence[Mapping[str, Any]]) -> Pending:
+        pending = Pending()
+        message = ovs.jsonrpc.Message.create_request("transact", [DATABASE, *operations])
+        if not self.connected or self._session.send(message):
+            pending.settle(error=self._unavailable("no connection"))
+        else:
+            self._under_way[message.id] = pending
+        return pending
+
+    def _lose(self) -> None:
+        lost, self._under_way = self._under_way, {}
+        for pending in lost.values():
+            pending.settle(error=self._unavailable("connection lost"))
+
+    def _unavailable(self, reason: str) -> BackendUnavailable:
+        return BackendUnavailable(
+            f"fabric database {self.remote} does not answer ({reason}). See `nvctl db status`."
+        )
+
+
+def rows(pending: Pending, tables: Sequence[str]) -> list[list[Row]]:
+    """The rows that a `select` of these tables found, query by query."""
+    return [
+        [codec.decode_row(table, columns) for columns in result["rows"]]
+        for table, result in zip(tables, pending.results(), strict=False)
+    ]
