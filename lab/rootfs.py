@@ -1,10 +1,10 @@
 """What of the file system a host has for itself, and what it shares with the machine.
 
 Programs come from the machine. Everything that a daemon keeps at a default path is the host's
-own: `/run` is empty at first, `/etc` and `/var` start as the machine's and change privately
-(overlays), and the directories in `ON_DISK` are bound from the lab's disk directory, because
-they grow large or because overlay snapshots can't be stacked on an overlay. `/tmp` and the rest
-are the machine's, which is how files get in and out.
+own: `/run` is empty at first, `/etc`, `/opt` and `/var` start as the machine's and change
+privately (overlays), and the directories in `ON_DISK` are bound from the lab's disk directory,
+because they grow large or because overlay snapshots can't be stacked on an overlay. `/tmp` and
+the rest are the machine's, which is how files get in and out.
 """
 
 import errno
@@ -18,8 +18,11 @@ ON_DISK = ("ceph", "containerd", "containers", "libvirt")
 
 EMPTY = (
     "/etc/ceph",
+    "/etc/cni",
     "/etc/openvswitch",
     "/etc/virtkit",
+    "/opt/cni",
+    "/var/lib/cni",
     "/var/lib/openvswitch",
     "/var/lib/virtkit",
     "/var/log/ceph",
@@ -40,7 +43,7 @@ def build(hostname: str, disk: Path) -> None:
     try:
         # The upper layers lie in a tmpfs which the overlays keep alive after it is covered.
         mount("virtlab", "/run", "tmpfs", options="mode=755")
-        for name in ("etc", "var"):
+        for name in ("etc", "opt", "var"):
             _overlay(f"/{name}", Path("/run/.layers") / name)
         for name, descriptor in on_disk.items():
             own = Path("/var/lib") / name

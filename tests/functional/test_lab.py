@@ -154,12 +154,12 @@ def test_a_host_sees_its_own_processes_names_and_files_only(lab: Lab) -> None:
     h1, h2 = lab.hosts
 
     seen = h1.run(["ps", "-eo", "pid=,comm="]).stdout
-    h1.run(["sh", "-c", "echo own >/etc/virtkit/mark; echo own >/var/lib/mark"])
+    h1.run(["sh", "-c", "echo own | tee /etc/virtkit/mark /opt/cni/mark /var/lib/mark"])
 
     assert h1.run(["hostname"]).stdout.strip() == "h1"
     assert seen.count("ovs-vswitchd") == 1
     assert h1.path("/etc/virtkit/mark").read_text() == "own\n"
-    for path in ("/etc/virtkit/mark", "/var/lib/mark"):
+    for path in ("/etc/virtkit/mark", "/opt/cni/mark", "/var/lib/mark"):
         assert not h2.path(path).exists()
         assert not Path(path).exists()
 
