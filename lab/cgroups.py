@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from lab import waiting
-from lab.linux import Mount, mount
+from lab.linux import Mount, mount, unmount
 
 _ROOT = Path("/sys/fs/cgroup")
 _OURS = "virtkit-lab"
@@ -22,10 +22,13 @@ _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 def create(lab: str, host: str) -> None:
     """Make a host's group in every hierarchy that may be written."""
-    for hierarchy in _hierarchies():
+    hierarchies = _hierarchies()
+    for hierarchy in hierarchies:
         group = hierarchy
         for name in (_OURS, lab, host):
-            _delegate_controllers(group)
+            # Beside version 1, crun starts nothing where version 2 has a controller as well.
+            if hierarchies == [_ROOT]:
+                _delegate_controllers(group)
             group = group / name
             try:
                 group.mkdir(exist_ok=True)
@@ -37,11 +40,20 @@ def create(lab: str, host: str) -> None:
 
 
 def enter(lab: str, host: str) -> None:
-    """Make the host's groups the roots that are seen in the calling mount namespace."""
+    """Make the host's groups the roots that are seen in the calling mount namespace.
+
+    A root takes the place of the machine's: were it only put above, runc would find the one
+    below first in /proc/self/mountinfo, and look for its groups there.
+    """
+    aside = Path("/run/.cgroup")
+    aside.mkdir()
     for hierarchy in _hierarchies():
         group = hierarchy / _OURS / lab / host
         if group.is_dir():
-            mount(str(group), str(hierarchy), flags=Mount.BIND)
+            mount(str(group), str(aside), flags=Mount.BIND)
+            unmount(str(hierarchy))
+            mount(str(aside), str(hierarchy), flags=Mount.MOVE)
+    aside.rmdir()
 
 
 def remove(lab: str) -> None:

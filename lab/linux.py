@@ -1,4 +1,4 @@
-"""The four system calls a lab is made of: unshare, setns, mount and pidfd.
+"""The system calls a lab is made of: unshare, setns, mount and umount, and pidfd.
 
 Python 3.11 wraps only the last. What is built from them, a host, is in `lab.init` and
 `lab.host`; this module knows nothing of labs.
@@ -149,6 +149,11 @@ def mount(
     arguments = [os.fsencode(text) if text else None for text in (source, target, kind)]
     code = _libc.mount(*arguments, ctypes.c_ulong(int(flags)), os.fsencode(options) or None)
     _check(code, f"mount {source} on {target}")
+
+
+def unmount(target: str) -> None:
+    """umount(2)."""
+    _check(_libc.umount2(os.fsencode(target), 0), f"unmount {target}")
 
 
 def set_hostname(name: str) -> None:
