@@ -6,17 +6,26 @@ READY := .venv/.ready
 SCRIPTS := .ci/run packaging/bootstrap packaging/try-in-bare-debian \
 	$(addprefix lab/guest_files/,initramfs/init root/etc/rc root/etc/dhcp root/sbin/control)
 
+# The CNI program has to run on any Linux of this architecture, whatever is installed there.
+CNI := build/virtkit-cni
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+CNI_FLAGS := -std=c17 -D_GNU_SOURCE -DVK_VERSION='"$(VERSION)"' \
+	-Wall -Wextra -Werror -Wpedantic -Wshadow -Wconversion \
+	-O2 -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2 -fstack-protector-strong \
+	$(if $(filter x86_64,$(shell uname -m)),-fcf-protection) \
+	-fPIE -static-pie -Wl,-z,relro,-z,now,-z,noexecstack
+
 .PHONY: demo test unit functional lint docs install clean
 
-demo: $(READY)
+demo: $(READY) $(CNI)
 	$(BIN)/python -m lab.demo $(if $(KEEP),--keep)
 
 test: lint unit functional
 
-unit: $(READY)
+unit: $(READY) $(CNI)
 	$(BIN)/pytest tests/unit $(wildcard tests/golden) -q
 
-functional: $(READY)
+functional: $(READY) $(CNI)
 	$(BIN)/pytest tests/functional $(wildcard tests/e2e)
 
 lint: $(READY)
@@ -29,7 +38,11 @@ lint: $(READY)
 docs: $(READY)
 	$(BIN)/python docs/generate.py
 
-install: $(READY)
+install: $(READY) $(CNI)
+
+$(CNI): $(wildcard plugins/cni/*.[ch]) pyproject.toml Makefile | $(READY)
+	gcc $(CNI_FLAGS) -o $@.new $(filter %.c,$^)
+	mv $@.new $@
 
 $(READY): pyproject.toml packaging/bootstrap packaging/debian-packages.txt
 	packaging/bootstrap .venv
