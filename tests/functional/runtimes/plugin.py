@@ -1,0 +1,68 @@
+"""A plugin called by hand, as runtimes and Multus call it: environment, standard input, answer."""
+
+import json
+import subprocess
+from dataclasses import dataclass
+from typing import Any
+
+from lab.host import Host
+from tests.functional.runtimes.conflist import PROGRAMS, Conflist
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attachment:
+    """What a call is about: an interface of a container."""
+
+    container: str
+    netns: str
+    interface: str = "eth0"
+
+
+def call(
+    host: Host,
+    verb: str,
+    config: Conflist,
+    about: Attachment | None = None,
+    **more: Any,
+) -> dict[str, Any]:
+    """The decoded answer of the list's first plugin; `{}` if it printed none.
+
+    `more` are keys that a runtime adds to the configuration, `prevResult` for instance. It must
+    succeed.
+    """
+    done = run(host, verb, config, about, **more)
+    assert done.returncode == 0, done.stdout or done.stderr
+    answer: dict[str, Any] = json.loads(done.stdout or "{}")
+    return answer
+
+
+def refused(
+    host: Host, verb: str, config: Conflist, about: Attachment | None = None, **more: Any
+) -> dict[str, Any]:
+    """The error that the list's first plugin answers; it must fail."""
+    done = run(host, verb, config, about, **more)
+    assert done.returncode == 1, done
+    error: dict[str, Any] = json.loads(done.stdout)
+    return error
+
+
+def run(
+    host: Host, verb: str, config: Conflist, about: Attachment | None, **more: Any
+) -> "subprocess.CompletedProcess[str]":
+    """The finished program."""
+    plugin = config["plugins"][0]
+    given = {**plugin, "name": config["name"], "cniVersion": config["cniVersion"], **more}
+    environment = {"CNI_COMMAND": verb, "CNI_PATH": PROGRAMS}
+    if about is not None:
+        environment |= {
+            "CNI_CONTAINERID": about.container,
+            "CNI_NETNS": about.netns,
+            "CNI_IFNAME": about.interface,
+        }
+    return host.run(
+        [f"{PROGRAMS}/{plugin['type']}"],
+        environment=environment,
+        input=json.dumps(given),
+        check=False,
+        timeout_s=40,
+    )
