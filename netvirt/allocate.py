@@ -8,6 +8,11 @@ from ipaddress import IPv4Address, IPv4Network
 from itertools import chain
 
 from netvirt.model import SEGMENT_IDS, AddressRange, Mac, NetworkId
+from tenancy.errors import Refused
+
+
+class PoolExhausted(Refused):
+    """A subnet has no free address left."""
 
 
 def segment_id(taken: Collection[int], start: int) -> int | None:

@@ -101,7 +101,11 @@ class Subnet:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
-    """A tenant's network. `mtu_bytes` is what a tenant's IP packet may measure."""
+    """A tenant's network. `mtu_bytes` is what a tenant's IP packet may measure.
+
+    With `host_access` every host has a port of its own in it: hosts reach their containers and
+    VMs, and those reach the hosts and, through them, the outside.
+    """
 
     id: NetworkId
     tenant: TenantId
@@ -110,6 +114,7 @@ class Network:
     segment_id: int
     mtu_bytes: int
     subnets: tuple[Subnet, ...] = ()
+    host_access: bool = False
     labels: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -131,7 +136,7 @@ class Binding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Port:
-    """A place on a network for one container or VM."""
+    """A place on a network for one container or VM, or for a host itself."""
 
     id: PortId
     tenant: TenantId
@@ -174,6 +179,11 @@ class Host:
     version: str = ""
     crush_host: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
+
+
+def host_port_name(host: str) -> str:
+    """What a host's own port is called, in every network with host access."""
+    return f"host-{host}"
 
 
 def holder(bindings: "tuple[Binding, ...] | list[Binding]") -> Binding | None:

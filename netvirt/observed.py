@@ -24,13 +24,30 @@ class Interface:
 
     `ofport` is None until the switch has opened the device, or when it can't or the device has
     gone: then `error` says why. `iface_id` is the port's id if `external_ids:iface-id` holds one.
+    `attachment` is the container and its interface's name, if the CNI made it.
     """
 
     name: str
     ofport: int | None
     iface_id: UUID | None
+    attachment: tuple[str, str] | None = None
     type: str = ""
     error: str | None = None
     mac: str | None = None
     mtu: int | None = None
     ifindex: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkState:
+    """An interface in a container's namespace, as the kernel has it.
+
+    `addresses` are written with their prefix length; a route is its destination and its gateway,
+    None for one over the interface itself.
+    """
+
+    mac: str
+    mtu_bytes: int
+    up: bool
+    addresses: frozenset[str]
+    routes: frozenset[tuple[str, str | None]]

@@ -26,7 +26,7 @@ from tenancy.model import TenantId
 # What an agent replicates; commands read whole rows.
 AGENT_COLUMNS = {
     "Fabric": ("cfg",),
-    "Network": ("tenant", "name", "overlay", "segment_id", "mtu", "labels"),
+    "Network": ("tenant", "name", "overlay", "segment_id", "mtu", "host_access", "labels"),
     "Subnet": ("network", "cidr", "gateway", "pools", "dns", "dhcp"),
     "Port": ("tenant", "network", "name", "mac", "kind", "labels"),
     "Address": ("network", "port", "ip"),
@@ -69,6 +69,7 @@ def network(row: Row, subnets: Iterable[Row]) -> Network:
         segment_id=row["segment_id"],
         mtu_bytes=row["mtu"],
         subnets=tuple(sorted(map(subnet, subnets), key=lambda one: one.cidr)),
+        host_access=row["host_access"],
         labels=row["labels"],
     )
 

@@ -20,19 +20,25 @@ import structlog
 
 from netvirt import compile as compiler
 from netvirt.agent import bindings, interest
+from netvirt.agent.attachments import Attachments, Parts
+from netvirt.agent.cni_server import CniServer
 from netvirt.agent.dhcp_server import DhcpServer
 from netvirt.agent.knowledge import Knowledge
 from netvirt.agent.programmer import Programmer
+from netvirt.agent.tasks import Tasks
 from netvirt.agent.topology import Topology
 from netvirt.backends import link_settings, links
+from netvirt.backends.cni_queue import DEFAULT_DIRECTORY, DelQueue
+from netvirt.backends.link_removal import LinkRemover
 from netvirt.backends.openflow import DEFAULT_RUN_DIR, Switch
 from netvirt.backends.openflow_events import Connected, PacketIn
 from netvirt.backends.vswitch import DEFAULT_REMOTE, Bridge, VSwitch
-from netvirt.model import GATEWAY_MAC, Overlay, PortId
+from netvirt.model import GATEWAY_MAC, NetworkId, Overlay, PortId
 from netvirt.observed import Interface
 from netvirt.rows import AGENT_COLUMNS
 from netvirt.service.hosts import HEARTBEAT_S
 from tenancy.backends.codec import Row
+from tenancy.backends.requests import Requests
 from tenancy.backends.watch import Delete, FabricWatch, Insert, Update, Write
 from tenancy.errors import BackendUnavailable, VirtkitError
 
@@ -43,6 +49,11 @@ TUNNEL_NAMES = {Overlay.VXLAN: "vk-vxlan", Overlay.GRE: "vk-gre"}
 EMPTY_FRAME = b"\xff" * 6 + int(GATEWAY_MAC).to_bytes(6, "big") + b"\x88\xb5" + bytes(46)
 # The longest the loop sleeps when nothing happens: the heartbeat, with some room.
 IDLE_MS = 1000
+# How often it looks whether a link has gone out of sight, of which nobody tells it.
+LINK_GONE_MS = 1
+# How long containers that are being attached are waited for at the end.
+FINISH_S = 5.0
+SWEEP_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +70,7 @@ class AgentConfig:
     ovs_run_dir: Path = DEFAULT_RUN_DIR
     ovs_remote: str = DEFAULT_REMOTE
     run_dir: Path = Path("/run/virtkit")
+    queue_dir: Path = DEFAULT_DIRECTORY
 
 
 class Agent:
@@ -82,6 +94,21 @@ class Agent:
         self._topology = Topology()
         self._programmer = Programmer(self._switch, self._topology)
         self._dhcp = DhcpServer(self._knowledge, self._switch)
+        self._requests = Requests(config.db)
+        self._remover = LinkRemover()
+        self._tasks = Tasks(on_error=_note_failure)
+        self._attachments = Attachments(
+            Parts(
+                self._knowledge,
+                self._topology,
+                self._programmer,
+                self._vswitch,
+                self._requests,
+                self._remover,
+            )
+        )
+        self._networks_attaching: frozenset[NetworkId] = frozenset()
+        self._task_ended = False
         self._interfaces_seen: Mapping[str, Interface] | None = None
         self._bridge_ready = False
         self._unexamined: set[PortId] = set()
@@ -103,26 +130,56 @@ class Agent:
                 "root."
             ) from error
         log.info("starting", host=self._config.host_name, db=self._config.db)
+        self._server = CniServer(
+            self._config.run_dir / "cni.sock",
+            self._attachments,
+            self._tasks,
+            DelQueue(self._config.queue_dir),
+            self._not_ready,
+        )
         try:
             while not stopped():
-                self.step()
-                poller = ovs.poller.Poller()
-                self._watch.wait(poller)
-                self._vswitch.wait(poller)
-                self._switch.wait(poller)
-                poller.fd_wait(wake_fd, ovs.poller.POLLIN)
-                poller.timer_wait(IDLE_MS)
-                poller.block()
+                self._turn(wake_fd)
+            self._server.stop_listening()
+            finish_by = time.monotonic() + FINISH_S
+            while self._tasks and time.monotonic() < finish_by:
+                self._turn()
         finally:
             self._ready_file.unlink(missing_ok=True)
+            self._server.close()
+            self._remover.close()
+            self._requests.close()
             self._watch.close()
             self._vswitch.close()
             self._switch.close()
             log.info("stopped; flows stay", flow_mods_sent=self._switch.flow_mods_sent)
 
+    def _turn(self, wake_fd: int | None = None) -> None:
+        """Look once, and sleep until there is something to do."""
+        self.step()
+        poller = ovs.poller.Poller()
+        self._watch.wait(poller)
+        self._vswitch.wait(poller)
+        self._switch.wait(poller)
+        self._requests.wait(poller)
+        self._server.wait(poller)
+        if wake_fd is not None:
+            poller.fd_wait(wake_fd, ovs.poller.POLLIN)
+        if self._task_ended:
+            # Another may have waited for it.
+            poller.immediate_wake()
+        poller.timer_wait(LINK_GONE_MS if self._remover else IDLE_MS)
+        poller.block()
+
     def step(self) -> None:
         """One turn of the loop. Never blocks."""
-        if self._take_in():
+        news = self._take_in()
+        self._requests.run()
+        self._server.run()
+        self._task_ended = self._tasks.step()
+        attaching = frozenset(self._attachments.networks)
+        if news or attaching != self._networks_attaching:
+            self._networks_attaching = attaching
             self._ask_for_rows()
             self._fit_links()
             self._greet(self._knowledge.endpoints() - self._greeted)
@@ -189,7 +246,7 @@ class Agent:
         wanted = interest.clauses(
             self._config.host_name,
             self._knowledge.interfaces.keys(),
-            self._knowledge.held_networks(),
+            self._knowledge.held_networks() | self._networks_attaching,
             self._knowledge.remote_hosts(),
         )
         for table, clauses in wanted.items():
@@ -206,6 +263,14 @@ class Agent:
         if not self._vswitch.connected or not self._bridge_ready:
             return False
         return self._watch.settled or (self._ready and not self._watch.connected)
+
+    def _not_ready(self) -> str | None:
+        """Why no container can be attached now."""
+        if not self._watch.connected or not self._requests.connected:
+            return f"fabric database {self._config.db} does not answer"
+        if not self._vswitch.connected or not self._switch.connected:
+            return "Open vSwitch does not answer"
+        return None if self._ready else "it has only just been started"
 
     def _fit_links(self) -> None:
         """Make the host's end of every port fit, whoever made it: the MTU of its network, which
@@ -263,7 +328,7 @@ class Agent:
         claims, withdrawn = bindings.decide(
             self._config.host_name,
             present,
-            knowledge.attached,
+            knowledge.attached | self._attachments.expected.keys(),
             knowledge.bindings,
             self._unexamined,
         )
@@ -326,3 +391,8 @@ class Agent:
         fresh.write_text(json.dumps(state) + "\n")
         fresh.rename(self._ready_file)
         log.info("ready", **state)
+        self._tasks.start("sweep", "sweeping", self._attachments.sweep(), SWEEP_S)
+
+
+def _note_failure(what: str, error: VirtkitError) -> None:
+    log.warning(f"{what} failed", reason=str(error))

@@ -17,15 +17,11 @@ from netvirt.model import IPAddress, Mac, Network, Port, PortId, PortKind, Subne
 from tenancy import ledger
 from tenancy.backends.requests import Pending, Requests, rows
 from tenancy.backends.transaction import Changes, ReferenceViolation, UniqueViolation
-from tenancy.errors import AlreadyExists, Conflict, NotFound, Refused
+from tenancy.errors import AlreadyExists, Conflict, NotFound
 from tenancy.model import Resource
 
 # How often a choice may be lost to other writers.
 _ATTEMPTS = 100
-
-
-class PoolExhausted(Refused):
-    """A subnet has no free address left."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +133,7 @@ class PortOrder:
                 )
             address = given[0] if given else self._allocator.address(subnet, self._avoid)
             if address is None:
-                raise PoolExhausted(
+                raise allocate.PoolExhausted(
                     f"port {plan.name}: network {plan.network.name} ({subnet.cidr}) has no free "
                     "address left. Delete ports, or make a larger network."
                 )

@@ -6,6 +6,7 @@ differences are.
 """
 
 import time
+from collections.abc import Collection
 from enum import Enum
 
 import structlog
@@ -52,12 +53,28 @@ class Programmer:
         self._pending: dict[int, Flow | None] = {}
         self._in_flight: tuple[int, FlowChanges] | None = None
         self._not_before = 0.0
+        # How often the switch was asked what it really has, and what it lacked the last time.
+        self.audits = 0
+        self.missing: frozenset[int] = frozenset()
+
+    def audit(self) -> None:
+        """Read all flows again: `audits` rises when `missing` is known, and is put back."""
+        self._switch.request_flows()
 
     @property
     def idle(self) -> bool:
         """Whether the switch has everything that the topology wants."""
         nothing_to_do = not self._pending and self._in_flight is None and self._topology.clean
         return self._stage is Stage.FOLLOWING and nothing_to_do
+
+    def has(self, cookies: Collection[int]) -> bool:
+        """Whether the switch has these flows, as far as is known."""
+        return self._stage is Stage.FOLLOWING and self._installed.issuperset(cookies)
+
+    def lacks(self, cookies: Collection[int]) -> bool:
+        """Whether the switch has none of these flows, and none is on its way."""
+        waiting = self._in_flight is not None or not self._topology.clean
+        return not waiting and self._installed.isdisjoint(cookies)
 
     def receive(self, event: Event) -> None:
         match event:
@@ -74,7 +91,10 @@ class Programmer:
                 log.error("meters refused", reason=reason)
                 self._switch.request_flows()
             case FlowsListed(flows):
-                self._installed = {flow.cookie for flow in flows}
+                listed = {flow.cookie for flow in flows}
+                self.missing = frozenset(self._installed - listed)
+                self.audits += 1
+                self._installed = listed
                 self._stage = Stage.LISTED
             case Applied(bundle) if self._in_flight and self._in_flight[0] == bundle:
                 changes = self._in_flight[1]

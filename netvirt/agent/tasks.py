@@ -16,7 +16,7 @@ from tenancy.errors import BackendUnavailable, VirtkitError
 Work = Generator[None, None, None]
 
 # How long a task may take to undo what it did when its time is over.
-UNDO_S = 10.0
+UNDO_S = 8.0
 
 
 class TimedOut(BackendUnavailable):
@@ -24,12 +24,18 @@ class TimedOut(BackendUnavailable):
 
 
 @dataclass(slots=True)
-class _Task:
+class Task:
+    """One task; `cancel` makes it undo what it did, at the next turn."""
+
     work: Work
     what: str
     timeout_s: float
     deadline: float | None = None
     told: bool = False
+    cancelled: VirtkitError | None = None
+
+    def cancel(self, reason: VirtkitError) -> None:
+        self.cancelled = reason
 
 
 @dataclass(slots=True)
@@ -37,14 +43,16 @@ class Tasks:
     """The tasks under way. `on_error` hears of errors that a task let out."""
 
     on_error: Callable[[str, VirtkitError], None]
-    _queues: dict[Hashable, deque[_Task]] = field(default_factory=dict)
+    _queues: dict[Hashable, deque[Task]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return sum(map(len, self._queues.values()))
 
-    def start(self, key: Hashable, what: str, work: Work, timeout_s: float) -> None:
+    def start(self, key: Hashable, what: str, work: Work, timeout_s: float) -> Task:
         """Run `work` behind everything with the same key. Its time counts from its own start."""
-        self._queues.setdefault(key, deque()).append(_Task(work, what, timeout_s))
+        task = Task(work, what, timeout_s)
+        self._queues.setdefault(key, deque()).append(task)
+        return task
 
     def busy(self, key: Hashable) -> bool:
         return key in self._queues
@@ -61,25 +69,23 @@ class Tasks:
                 del self._queues[key]
         return ended
 
-    def next_deadline(self) -> float | None:
-        """When, on the monotonic clock, the first task's time is over."""
-        heads = (queue[0].deadline for queue in self._queues.values())
-        return min((deadline for deadline in heads if deadline is not None), default=None)
-
-    def _resume(self, task: _Task) -> bool:
+    def _resume(self, task: Task) -> bool:
         """Go on with a task as far as it gets; True when it has ended."""
         now = time.monotonic()
         if task.deadline is None:
             task.deadline = now + task.timeout_s
         try:
-            if now < task.deadline:
+            reason = None if task.told else task.cancelled
+            if reason is None and now < task.deadline:
                 next(task.work)
                 return False
             if task.told:
                 task.work.close()
                 raise TimedOut(f"{task.what}: not undone within {UNDO_S:g} s.")
             task.told, task.deadline = True, now + UNDO_S
-            task.work.throw(TimedOut(f"{task.what}: not done within {task.timeout_s:g} s."))
+            task.work.throw(
+                reason or TimedOut(f"{task.what}: not done within {task.timeout_s:g} s.")
+            )
         except StopIteration:
             return True
         except VirtkitError as error:

@@ -87,6 +87,17 @@ class Topology:
             add=[flow for cookie, flow in after.items() if cookie not in before], delete=gone
         )
 
+    def cookies_of(self, port_id: PortId) -> frozenset[int] | None:
+        """The cookies of a port's flows; None while they are still to be compiled."""
+        return self._cookies(("port", port_id))
+
+    def cookies_of_network(self, network: NetworkId) -> frozenset[int] | None:
+        """The cookies of a network's own flows; None while they are still to be compiled."""
+        return self._cookies(("network", network))
+
+    def _cookies(self, key: _Key) -> frozenset[int] | None:
+        return None if key in self._dirty else frozenset(self._flows_of.get(key, ()))
+
     @property
     def clean(self) -> bool:
         return not self._dirty

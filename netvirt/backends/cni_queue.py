@@ -20,7 +20,14 @@ from pathlib import Path
 
 import structlog
 
-from netvirt.cni.frames import MAX_REQUEST_BYTES, FrameError, Malformed, Request, decode_request
+from netvirt.cni.frames import (
+    MAX_REQUEST_BYTES,
+    FrameError,
+    Malformed,
+    Request,
+    decode_request,
+    encode_request,
+)
 from tenancy.errors import BackendUnavailable, Conflict
 
 log = structlog.get_logger()
@@ -95,6 +102,29 @@ class DelQueue:
                 log.error("a record of the queue of DELs stays", record=str(path), why=str(error))
                 continue
             yield path, request
+
+    def has_records(self) -> bool:
+        """Whether it is worth taking the lock. Raises `BackendUnavailable`."""
+        try:
+            return any(_RECORD.fullmatch(path.name) for path in self._directory.iterdir())
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise self._unavailable("listed", error) from error
+
+    def leave(self, request: Request) -> None:
+        """Write a record, as the program does. Raises `BackendUnavailable` or `Conflict`."""
+        name = f"{time.time_ns():020d}-{os.getpid()}.del"
+        draft = self._directory / f".{name}"
+        with self.locked():
+            try:
+                with draft.open("wb") as file:
+                    file.write(encode_request(request))
+                    file.flush()
+                    os.fsync(file.fileno())
+                draft.rename(self._directory / name)
+            except OSError as error:
+                raise self._unavailable("written", error) from error
 
     def remove(self, path: Path) -> None:
         """Remove a record that has been dealt with. Raises `BackendUnavailable`."""

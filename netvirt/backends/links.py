@@ -22,6 +22,7 @@ from tenancy.errors import AlreadyExists, BackendUnavailable, InvalidRequest, Re
 
 _NAME = re.compile(r"[^\s/:]{1,15}")
 _MAC = re.compile(r"(?:[0-9a-f]{2}:){5}[0-9a-f]{2}")
+_ALIAS = re.compile(r"virtkit port ([0-9a-f-]{36})")
 # The least that IPv4 allows (RFC 791), and the most that a veth does.
 _MTU_RANGE = range(68, 65536)
 _TAP = 2  # IFF_TAP of linux/if_tun.h
@@ -127,6 +128,14 @@ def unplug(port_id: UUID) -> bool:
     host = link_name(port_id)
     with _translated(f"link {host}"), IPRoute() as here:
         return _own_link(here, host, port_id) is not None and _delete(here, host)
+
+
+def own_ports() -> list[UUID]:
+    """The ports whose links are here, by what their links say."""
+    with _translated("links"), IPRoute() as here:
+        aliases = [link.get_attr("IFLA_IFALIAS") or "" for link in here.get_links()]
+    found = (_ALIAS.fullmatch(alias) for alias in aliases)
+    return [UUID(one[1]) for one in found if one]
 
 
 def underlay_mtu(tunnel_ip: IPv4Address) -> tuple[str, int]:

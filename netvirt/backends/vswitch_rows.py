@@ -28,6 +28,8 @@ _OBSERVED = {
         "ifindex",
     ],
 }
+# The key of external_ids that tells whose interface the CNI made.
+ATTACHMENT_KEY = "virtkit-attachment"
 # The types of interfaces that are devices of the kernel's.
 _DEVICES = ("", "system")
 _GONE = "the device has been deleted"
@@ -70,6 +72,7 @@ def decode(row: Any) -> Interface:
         # -1 is what ovs-vswitchd writes when it can't open the device.
         ofport=ofport if ofport is not None and ofport > 0 else None,
         iface_id=_uuid(row.external_ids.get("iface-id", "")),
+        attachment=_attachment(row.external_ids.get(ATTACHMENT_KEY, "")),
         type=row.type,
         error=error,
         mac=_optional(row.mac_in_use),
@@ -77,6 +80,16 @@ def decode(row: Any) -> Interface:
         # A tunnel is no device of the kernel's, and has number 0.
         ifindex=_optional(row.ifindex) or None,
     )
+
+
+def attachment_id(container: str, interface: str) -> str:
+    """What `ATTACHMENT_KEY` holds. Neither part has a slash in it."""
+    return f"{container}/{interface}"
+
+
+def _attachment(text: str) -> tuple[str, str] | None:
+    container, slash, interface = text.partition("/")
+    return (container, interface) if slash else None
 
 
 def _optional(values: list[Any]) -> Any:

@@ -12,19 +12,30 @@ app = typer.Typer(help="The fabric database.", no_args_is_help=True)
 
 Database = Annotated[Path, typer.Option(help="Its file.")]
 RunDir = Annotated[Path, typer.Option(help="Where its socket and pid file are.")]
+Listen = Annotated[
+    list[str] | None,
+    typer.Option(help="Also listen for hosts, such as on ptcp:6640:10.0.0.1; repeatable."),
+]
 
 
 @app.command()
 def start(
     database: Database = embedded.DEFAULT_DATABASE,
     run_dir: RunDir = embedded.DEFAULT_RUN_DIR,
-    listen: Annotated[
-        list[str] | None,
-        typer.Option(help="Also listen for hosts, such as on ptcp:6640:10.0.0.1; repeatable."),
-    ] = None,
+    listen: Listen = None,
 ) -> None:
     """Serve the database, making it if there is none. Does nothing if it is served already."""
     print(embedded.start(database, run_dir=run_dir, listen=listen or ()))
+
+
+@app.command()
+def run(
+    database: Database = embedded.DEFAULT_DATABASE,
+    run_dir: RunDir = embedded.DEFAULT_RUN_DIR,
+    listen: Listen = None,
+) -> None:
+    """Serve it in the foreground, making it if there is none: for containers and supervisors."""
+    embedded.run(database, run_dir=run_dir, listen=listen or ())
 
 
 @app.command()

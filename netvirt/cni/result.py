@@ -1,0 +1,173 @@
+"""What ADD answers, in each version of the specification; and what CHECK finds wrong. Pure."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from ipaddress import ip_interface
+from typing import Any
+
+from netvirt.cni.call import VERSIONS, Call, WantedRoute
+from netvirt.model import IPAddress, Network, Port, Subnet
+from netvirt.observed import LinkState
+from tenancy.errors import InvalidRequest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How a container's interface is to be: what ADD makes and CHECK looks for."""
+
+    mtu_bytes: int
+    addresses: tuple[Any, ...]  # IPv4Interface | IPv6Interface
+    routes: tuple[WantedRoute, ...]
+
+
+def plan(call: Call, network: Network, port: Port, *, has_default_route: bool) -> Plan:
+    """The interface that follows from the port, its network and what the call asks for."""
+    if call.mtu_bytes is not None and call.mtu_bytes > network.mtu_bytes:
+        raise InvalidRequest(
+            f"network configuration {call.conflist}: mtu {call.mtu_bytes} is more than network "
+            f"{network.name} carries. Choose {network.mtu_bytes} at most, or omit it."
+        )
+    placed = [
+        (address, subnet)
+        for address in port.addresses
+        for subnet in network.subnets
+        if address in subnet.cidr
+    ]
+    wants_default = call.default_route
+    if wants_default is None:
+        wants_default = network.host_access and not has_default_route
+    routes = list(call.routes)
+    if wants_default:
+        asked = {route.destination for route in routes}
+        routes += [
+            WantedRoute(destination=everywhere, via=subnet.gateway)
+            for _, subnet in placed
+            if (everywhere := _everywhere(subnet)) not in asked
+        ]
+    return Plan(
+        mtu_bytes=call.mtu_bytes or network.mtu_bytes,
+        addresses=tuple(
+            ip_interface(f"{address}/{subnet.cidr.prefixlen}") for address, subnet in placed
+        ),
+        routes=tuple(routes),
+    )
+
+
+def render(call: Call, network: Network, port: Port, wanted: Plan, link: str) -> dict[str, Any]:
+    """The result of ADD in the version asked for. The container's interface is number 1."""
+    level = VERSIONS.index(call.version)
+    inside: dict[str, Any] = {"name": call.interface, "mac": str(port.mac), "sandbox": call.netns}
+    if level >= VERSIONS.index("1.1.0"):
+        inside["mtu"] = wanted.mtu_bytes
+    gateways = _gateways(network, wanted)
+    ips = []
+    for address in wanted.addresses:
+        entry: dict[str, Any] = {"address": str(address), "interface": 1}
+        if level < VERSIONS.index("1.0.0"):
+            entry["version"] = str(address.version)
+        if (gateway := gateways.get(address.version)) is not None:
+            entry["gateway"] = str(gateway)
+        ips.append(entry)
+    return {
+        "cniVersion": call.version,
+        "interfaces": [{"name": link}, inside],
+        "ips": ips,
+        "routes": [
+            {"dst": str(route.destination), **({"gw": str(route.via)} if route.via else {})}
+            for route in wanted.routes
+        ],
+        "dns": _dns(call, network),
+    }
+
+
+def differences(call: Call, port: Port, network: Network, found: LinkState | None) -> list[str]:
+    """What is not as ADD's result says, in the container; the runtime gives that result back.
+
+    Other plugins of the chain may have added to it: only our interface is looked at.
+    """
+    previous = _previous(call)
+    if found is None:
+        return [f"interface {call.interface} is not in network namespace {call.netns}"]
+    wrong = []
+    index, told = _told_interface(call, previous)
+    if told is None:
+        wrong.append(f"prevResult does not list interface {call.interface}")
+    elif str(told.get("mac", port.mac)).lower() != str(port.mac):
+        wrong.append(f"prevResult has MAC address {told.get('mac')}, and the port {port.mac}")
+    if found.mac != str(port.mac):
+        wrong.append(f"its MAC address is {found.mac}, not {port.mac}")
+    if not found.up:
+        wrong.append("it is down")
+    if found.mtu_bytes > network.mtu_bytes:
+        wrong.append(f"its MTU is {found.mtu_bytes}, and network {network.name} carries less")
+    addresses = [
+        entry.get("address")
+        for entry in _entries(previous, "ips")
+        if index is None or entry.get("interface", index) == index
+    ]
+    own = {str(address) for address in port.addresses}
+    for text in map(str, addresses):
+        if text.partition("/")[0] not in own:
+            wrong.append(f"prevResult has address {text}, which is not the port's")
+        elif text not in found.addresses:
+            wrong.append(f"address {text} is missing")
+    wrong += [
+        f"port address {address} is not in prevResult"
+        for address in sorted(own)
+        if address not in {str(text).partition("/")[0] for text in addresses}
+    ]
+    for route in _entries(previous, "routes"):
+        pair = (str(route.get("dst")), route.get("gw"))
+        if pair not in found.routes and (pair[0], None) not in found.routes:
+            over = f" over {pair[1]}" if pair[1] else ""
+            wrong.append(f"route to {pair[0]}{over} is missing")
+    return wrong
+
+
+def _previous(call: Call) -> Mapping[str, Any]:
+    assert call.previous is not None
+    return call.previous
+
+
+def _entries(previous: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
+    entries = previous.get(key) or []
+    if not isinstance(entries, list) or not all(isinstance(one, dict) for one in entries):
+        raise InvalidRequest(
+            f"prevResult: key {key!r} is no list of objects. The runtime must pass what ADD "
+            "answered."
+        )
+    return entries
+
+
+def _told_interface(
+    call: Call, previous: Mapping[str, Any]
+) -> tuple[int | None, Mapping[str, Any] | None]:
+    for index, interface in enumerate(_entries(previous, "interfaces")):
+        if interface.get("name") == call.interface and interface.get("sandbox"):
+            return index, interface
+    return None, None
+
+
+def _everywhere(subnet: Subnet) -> Any:
+    return subnet.cidr.supernet(new_prefix=0)
+
+
+def _gateways(network: Network, wanted: Plan) -> dict[int, IPAddress]:
+    """The gateway by IP version, for subnets over whose gateway a route leads."""
+    used: Iterable[IPAddress] = {route.via for route in wanted.routes if route.via is not None}
+    return {
+        subnet.cidr.version: subnet.gateway for subnet in network.subnets if subnet.gateway in used
+    }
+
+
+def _dns(call: Call, network: Network) -> dict[str, Any]:
+    if call.dns is not None:
+        keys = {
+            "nameservers": call.dns.nameservers,
+            "domain": call.dns.domain,
+            "search": call.dns.search,
+            "options": call.dns.options,
+        }
+        return {key: value for key, value in keys.items() if value}
+    servers = [str(server) for subnet in network.subnets for server in subnet.dns]
+    return {"nameservers": servers} if servers else {}
