@@ -44,7 +44,8 @@ difference, as one bundle. When nothing changed that is nothing.
 
 The sample flows are those of host h1 (192.0.2.1) in a small world: network *front* (VXLAN,
 segment 0x1267, 10.1.0.0/24) with port *web* (10.1.0.2) on h1 behind OpenFlow port 5 and port *db*
-(10.1.0.3) on h2 (192.0.2.2). OpenFlow port 1 is the VXLAN tunnel and 2 the GRE tunnel.
+(10.1.0.3) on h2 (192.0.2.2). The network has host access: *host-h1* (10.1.0.4) behind OpenFlow
+port 6 is h1's own. OpenFlow port 1 is the VXLAN tunnel and 2 the GRE tunnel.
 """
 
 
@@ -93,22 +94,25 @@ def sample() -> Iterator[Flow]:
         segment_id=0x1267,
         mtu_bytes=1450,
         subnets=(subnet,),
+        host_access=True,
     )
     h2 = IPv4Address("192.0.2.2")
     yield from compiler.base({Overlay.VXLAN: 1, Overlay.GRE: 2})
-    yield from compiler.network(network, 1, [5], [h2])
+    yield from compiler.network(network, 1, [5, 6], [h2])
     yield from compiler.port(_port(network, "web", 2), network, Local(5), 1)
     yield from compiler.port(_port(network, "db", 3), network, Remote(h2), 1)
+    host = _port(network, "host-h1", 4, PortKind.HOST)
+    yield from compiler.port(host, network, Local(6), 1)
 
 
-def _port(network: Network, name: str, number: int) -> Port:
+def _port(network: Network, name: str, number: int, kind: PortKind = PortKind.CONTAINER) -> Port:
     return Port(
         id=PortId(UUID(int=10 + number)),
         tenant=network.tenant,
         network=network.id,
         name=name,
         mac=Mac(0x0A0000000000 + number),
-        kind=PortKind.CONTAINER,
+        kind=kind,
         addresses=(network.subnets[0].cidr[number],),
     )
 

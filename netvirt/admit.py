@@ -13,8 +13,9 @@ from netvirt.model import (
     Host,
     Mac,
     Overlay,
+    PortKind,
 )
-from tenancy.errors import InvalidRequest
+from tenancy.errors import InvalidRequest, Refused
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +143,40 @@ def network_mtu(
             f"{overlay.overhead_bytes} for {overlay} allows {MINIMUM_MTU} to {largest}."
         )
     return wanted
+
+
+def check_host_access(
+    network: str,
+    cidr: IPv4Network,
+    taken: Iterable[tuple[IPv4Network, str]],
+    hosts: Iterable[Host],
+) -> None:
+    """Refuse host access if a host would then have two ways to one address.
+
+    `taken` are the subnets with host access that there are, and whose each is.
+    """
+    for other, owner in taken:
+        if cidr.version == other.version and cidr.overlaps(other):
+            raise Refused(
+                f"network {network}: with host access its {cidr} would overlap {other} of "
+                f"{owner}, and a host can reach only one of them. Choose other addresses, or "
+                "leave host access off."
+            )
+    for host in hosts:
+        if host.tunnel_ip is not None and host.tunnel_ip in cidr:
+            raise Refused(
+                f"network {network}: with host access its {cidr} would cover {host.tunnel_ip}, "
+                f"the tunnel endpoint of host {host.name}. Choose other addresses, or leave host "
+                "access off."
+            )
+
+
+def check_port_kind(port: str, kind: PortKind) -> None:
+    if kind is PortKind.HOST:
+        raise InvalidRequest(
+            f"port {port}: ports of kind host are made by the hosts' agents, one in every network "
+            "with host access. Choose container, vm or netns."
+        )
 
 
 def check_port_mac(port: str, mac: Mac) -> Mac:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
-from netvirt.model import GATEWAY_MAC, Mac, Network, Overlay, Port
+from netvirt.model import GATEWAY_MAC, Mac, Network, Overlay, Port, PortKind
 from netvirt.pipeline import fields as f
 from netvirt.pipeline import tables as t
 from netvirt.pipeline.flow import (
@@ -172,6 +172,8 @@ def port(port: Port, network: Network, location: Location, tunnel: int | None) -
             (SetField(f.OUTPUT, location.ofport), Goto(t.OUTPUT.id)),
             Category.LOCAL_PORT,
         )
+        if port.kind is PortKind.HOST:
+            yield _gateway(port, segment, location.ofport)
         category = Category.LOCAL_PORT
     else:
         category = Category.REMOTE_PORT
@@ -210,18 +212,47 @@ def _guards(port: Port, network: Network, ofport: int) -> Iterator[Flow]:
         SetField(f.METADATA, network.segment_id),
         Goto(t.GUARD_MAC.id),
     )
-    # 0.0.0.0 asks whether an address is in use before taking it (RFC 5227).
-    for sender in (IPv4Address(0), *port.addresses):
+    # 0.0.0.0 asks whether an address is in use before taking it (RFC 5227). A host may also ask
+    # from the gateway's address, which it has.
+    is_gateway = port.kind is PortKind.HOST
+    gateways = [subnet.gateway for subnet in network.subnets if is_gateway]
+    for sender in (IPv4Address(0), *port.addresses, *gateways):
         match = (*own_arp, Condition(f.ARP_SPA, int(sender)))
         yield local(t.GUARD_MAC, 100, match, Goto(t.ARP.id))
     yield local(t.GUARD_MAC, 40, (came_in, own_mac), Goto(t.GUARD_IP.id))
+    if is_gateway:
+        # What a host forwards keeps the source that it has.
+        yield local(t.GUARD_IP, 100, (came_in, IS_IPV4), Goto(t.PUNT.id))
     for address in port.addresses:
-        own_ip = (came_in, IS_IPV4, Condition(f.IPV4_SRC, int(address)))
-        yield local(t.GUARD_IP, 100, own_ip, Goto(t.PUNT.id))
+        if not is_gateway:
+            own_ip = (came_in, IS_IPV4, Condition(f.IPV4_SRC, int(address)))
+            yield local(t.GUARD_IP, 100, own_ip, Goto(t.PUNT.id))
         # Asking for one's own address is an announcement or a probe for a rival: the others must
         # hear it, and an answer from the switch would be taken for the rival's.
         own = (came_in, IS_ARP, Condition(f.ARP_OP, 1), Condition(f.ARP_TPA, int(address)))
         yield local(t.ARP, 110, own, Goto(t.L2.id))
+
+
+def _gateway(port: Port, segment: Condition, ofport: int) -> Flow:
+    """Give what goes to the gateway to this host's own port, never to another host's.
+
+    The host's network stack takes in only what carries its own MAC address.
+    """
+    return _flow(
+        t.L2,
+        100,
+        (
+            segment,
+            Condition(f.ETH_DST, GATEWAY_MAC),
+            Condition(f.FLAGS, 0, f.FROM_TUNNEL),
+        ),
+        (
+            SetField(f.ETH_DST, port.mac),
+            SetField(f.OUTPUT, ofport),
+            Goto(t.OUTPUT.id),
+        ),
+        Category.LOCAL_PORT,
+    )
 
 
 def _arp_responder(segment: Condition, address: IPv4Address, mac: Mac, category: Category) -> Flow:

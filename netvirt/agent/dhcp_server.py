@@ -9,7 +9,7 @@ from netvirt.agent.knowledge import Knowledge
 from netvirt.backends import dhcp_frames
 from netvirt.backends.openflow import Switch
 from netvirt.backends.openflow_events import PacketIn
-from netvirt.model import GATEWAY_MAC, Network, Port, PortId
+from netvirt.model import GATEWAY_MAC, Network, Port, PortId, PortKind
 from netvirt.pipeline.flow import Output
 
 log = structlog.get_logger()
@@ -57,7 +57,12 @@ class DhcpServer:
 
 
 def lease_of(port: Port, network: Network) -> dhcp.Lease | None:
-    """The lease of a port's first address in a subnet that has DHCP. Pure."""
+    """The lease of a port's first address in a subnet that has DHCP; none for a host. Pure.
+
+    With host access there is somebody behind the gateway's address, and so a default route.
+    """
+    if port.kind is PortKind.HOST:
+        return None
     for address in port.addresses:
         for subnet in network.subnets:
             if subnet.dhcp and address in subnet.cidr:
@@ -69,7 +74,7 @@ def lease_of(port: Port, network: Network) -> dhcp.Lease | None:
                     mtu=network.mtu_bytes,
                     dns=subnet.dns,
                     routes=(),
-                    router=None,
+                    router=subnet.gateway if network.host_access else None,
                     lease_time_s=LEASE_TIME_S,
                     hostname=port.name,
                 )

@@ -18,6 +18,10 @@ Mtu = Annotated[
     typer.Option(help="Bytes; else what the hosts' underlay leaves.", show_default=False),
 ]
 Dns = Annotated[list[str] | None, typer.Option(help="DNS server told to guests, repeatable.")]
+HostAccess = Annotated[
+    bool | None,
+    typer.Option("--host-access/--no-host-access", help="Hosts reach ports, ports the outside."),
+]
 Dhcp = Annotated[bool | None, typer.Option("--dhcp/--no-dhcp", help="Answer DHCP.")]
 
 
@@ -40,6 +44,7 @@ def create(
     ] = None,
     dns: Dns = None,
     dhcp: Annotated[bool, typer.Option("--dhcp/--no-dhcp", help="Answer DHCP.")] = True,
+    host_access: HostAccess = False,
     label: Labels = None,
     output: Output = Format.TABLE,
 ) -> None:
@@ -54,6 +59,7 @@ def create(
         pools=pool or (),
         dns=dns or (),
         dhcp=dhcp,
+        host_access=bool(host_access),
         labels=parse_pairs("label", label),
     )
     with session(context).fabric() as fabric:
@@ -67,7 +73,7 @@ def list_(
     """List networks."""
     with session(context).fabric() as fabric:
         found = [record(name, network) for name, network in networks.list_all(fabric, tenant)]
-    show(found, output, ["tenant", "name", "overlay", "segment_id", "mtu", "cidr"])
+    show(found, output, ["tenant", "name", "overlay", "segment_id", "mtu", "cidr", "host_access"])
 
 
 @app.command()
@@ -85,15 +91,16 @@ def set_(
     mtu: Mtu = None,
     dns: Dns = None,
     dhcp: Dhcp = None,
+    host_access: HostAccess = None,
     label: Labels = None,
     wait: Wait = False,
     wait_timeout: WaitTimeout = WAIT_DEFAULT,
     output: Output = Format.TABLE,
 ) -> None:
-    """Change a network's MTU, DNS servers, DHCP or labels."""
-    if mtu is None and dns is None and dhcp is None and label is None:
+    """Change a network's MTU, DNS servers, DHCP, host access or labels."""
+    if mtu is None and dns is None and dhcp is None and host_access is None and label is None:
         raise InvalidRequest(
-            f"network {name}: nothing to set. Give --mtu, --dns, --dhcp or --label."
+            f"network {name}: nothing to set. Give --mtu, --dns, --dhcp, --host-access or --label."
         )
     labels = None if label is None else parse_pairs("label", label)
     with session(context).fabric() as fabric:
@@ -104,6 +111,7 @@ def set_(
             mtu=mtu,
             dns=dns,
             dhcp=dhcp,
+            host_access=host_access,
             labels=labels,
             wait_s=wait_timeout if wait else None,
         )
@@ -132,5 +140,6 @@ def record(tenant: str, network: Network) -> dict[str, Any]:
         "pools": [str(pool) for subnet in network.subnets for pool in subnet.pools],
         "dns": [str(server) for subnet in network.subnets for server in subnet.dns],
         "dhcp": any(subnet.dhcp for subnet in network.subnets),
+        "host_access": network.host_access,
         "labels": dict(network.labels),
     }

@@ -1,10 +1,12 @@
 """Hosts as the fabric knows them: announced by their agents, or entered ahead of them."""
 
+from collections import Counter
 from collections.abc import Mapping
 from ipaddress import IPv4Address
 
 from netvirt import rows
-from netvirt.model import Host, Overlay
+from netvirt.model import Host, Overlay, PortKind, host_port_name
+from netvirt.service import host_ports
 from tenancy.backends.codec import Row
 from tenancy.backends.fabric import Fabric
 from tenancy.backends.transaction import Transaction, UniqueViolation
@@ -54,11 +56,10 @@ def list_all(fabric: Fabric) -> list[Host]:
 
 
 def bound_ports(fabric: Fabric) -> dict[str, int]:
-    """How many ports are bound to each host that has any."""
-    counts: dict[str, int] = {}
-    for row in fabric.select("Binding"):
-        counts[row["host"]] = counts.get(row["host"], 0) + 1
-    return counts
+    """How many ports are bound to each host that has any, not counting its own."""
+    bindings, own = fabric.select_many([("Binding", {}), ("Port", {"kind": PortKind.HOST})])
+    own_ids = {row.id for row in own}
+    return dict(Counter(row["host"] for row in bindings if row["port"] not in own_ids))
 
 
 def set_labels(fabric: Fabric, name: str, labels: Mapping[str, str]) -> Host:
@@ -72,13 +73,19 @@ def set_labels(fabric: Fabric, name: str, labels: Mapping[str, str]) -> Host:
 def delete(fabric: Fabric, name: str, *, now_s: int, force: bool = False) -> None:
     """Forget a host. One whose agent still reports, or that holds ports, needs `force`.
 
-    Its bindings go with it; the ports stay, and can be plugged in elsewhere.
+    Its own ports and all its bindings go with it; the other ports stay, and can be plugged in
+    elsewhere.
     """
+    own_name = host_port_name(name)
 
     def build(transaction: Transaction) -> None:
         row = find(fabric, name)
         host = rows.host(row)
-        bindings = fabric.select("Binding", host=name)
+        bindings, own = fabric.select_many(
+            [("Binding", {"host": name}), ("Port", {"kind": PortKind.HOST, "name": own_name})]
+        )
+        own_ids = {port.id for port in own}
+        bindings = [binding for binding in bindings if binding["port"] not in own_ids]
         if bindings and not force:
             raise Refused(
                 f"host {name} holds {len(bindings)} bound port{'s' if len(bindings) > 1 else ''}. "
@@ -89,6 +96,7 @@ def delete(fabric: Fabric, name: str, *, now_s: int, force: bool = False) -> Non
                 f"host {name}'s agent reported {max(0, now_s - host.heartbeat_s)} s ago and would "
                 "enter it again. Stop the agent first, or give --force."
             )
+        host_ports.remove_ports(fabric, transaction, name=own_name)
         if not force:
             # The agent may report, or bind a port, while we look.
             transaction.guard(row, "heartbeat")

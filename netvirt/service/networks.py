@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from netvirt import admit, allocate, rows
-from netvirt.model import SEGMENT_IDS, Host, Network, Overlay
+from netvirt.model import SEGMENT_IDS, Host, Network, Overlay, PortKind
+from netvirt.service import host_ports
 from netvirt.service.acknowledge import hosts_of_network, wait_for_hosts
 from tenancy import ledger
 from tenancy import service as tenants
@@ -30,6 +31,7 @@ class NetworkRequest:
     pools: Sequence[str] = ()
     dns: Sequence[str] = ()
     dhcp: bool = True
+    host_access: bool = False
     labels: Mapping[str, str] | None = None
 
 
@@ -53,6 +55,8 @@ def create(fabric: Fabric, tenant_name: str, request: NetworkRequest) -> Network
         # Read afresh each time: one that is deleted meanwhile must not be waited for.
         tenant = tenants.find(fabric, tenant_name)
         segment_id = request.segment_id or _allocate_segment(fabric, transaction, name)
+        if request.host_access:
+            host_ports.check_network(fabric, transaction, name, [plan.cidr])
         network = transaction.insert(
             "Network",
             {
@@ -61,6 +65,7 @@ def create(fabric: Fabric, tenant_name: str, request: NetworkRequest) -> Network
                 "overlay": request.overlay,
                 "segment_id": segment_id,
                 "mtu": mtu,
+                "host_access": request.host_access,
                 "labels": request.labels or {},
             },
         )
@@ -135,10 +140,13 @@ def change(
     mtu: int | None = None,
     dns: Sequence[str] | None = None,
     dhcp: bool | None = None,
+    host_access: bool | None = None,
     labels: Mapping[str, str] | None = None,
     wait_s: float | None = None,
 ) -> Network:
-    """Change what is not None. Guests learn a new MTU or DNS server when they renew their lease."""
+    """Change what is not None. Guests learn a new MTU or DNS server when they renew their lease.
+
+    Without host access, the hosts' own ports go."""
     servers = (
         None if dns is None else [admit.parse_address(f"network {name}", text) for text in dns]
     )
@@ -151,7 +159,15 @@ def change(
             transaction.update(row, {"mtu": checked})
         if labels is not None:
             transaction.update(row, {"labels": labels})
-        for subnet in fabric.select("Subnet", network=row.id):
+        subnets = fabric.select("Subnet", network=row.id)
+        if host_access is not None and host_access != row["host_access"]:
+            if host_access:
+                cidrs = [rows.subnet(subnet).cidr for subnet in subnets]
+                host_ports.check_network(fabric, transaction, name, cidrs, row.id)
+            else:
+                host_ports.remove_ports(fabric, transaction, network=row.id)
+            transaction.update(row, {"host_access": host_access})
+        for subnet in subnets:
             if servers is not None:
                 transaction.update(subnet, {"dns": frozenset(map(str, servers))})
             if dhcp is not None:
@@ -171,12 +187,13 @@ def change(
 
 
 def delete(fabric: Fabric, tenant_name: str, name: str) -> None:
-    """Remove a network that has no ports any more."""
+    """Remove a network that has no ports any more but the hosts' own."""
 
     def build(transaction: Transaction) -> None:
         row = find(fabric, tenant_name, name)
         # Two deleters must not both give the quota back.
         transaction.require("Network", id=row.id)
+        host_ports.remove_ports(fabric, transaction, network=row.id)
         transaction.delete_where("Subnet", network=row.id)
         transaction.delete(row)
         ledger.refund(transaction, row["tenant"], {Resource.NETWORKS: 1})
@@ -185,7 +202,8 @@ def delete(fabric: Fabric, tenant_name: str, name: str) -> None:
         fabric.change(build)
     except ReferenceViolation as error:
         row = find(fabric, tenant_name, name)
-        count = len(fabric.select("Port", network=row.id))
+        ports = fabric.select("Port", network=row.id)
+        count = sum(port["kind"] != PortKind.HOST for port in ports)
         raise Refused(
             f"network {name} of tenant {tenant_name} still has {count} "
             f"port{'s' if count != 1 else ''}. Delete them first."

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from ipaddress import IPv4Interface
 
 from netvirt.backends import attach, links
+from netvirt.service import host_ports
 from netvirt.service.acknowledge import hosts_of_network, wait_for_hosts
 from netvirt.service.ports import PortState
 from tenancy.backends.codec import Row
@@ -23,6 +24,7 @@ def plug_netns(fabric: Fabric, host_name: str, state: PortState, netns: str, int
 
     Returns the name of its end on the host.
     """
+    _check_not_host_port(state, "plugged in")
     _check_free(fabric, host_name, state)
     prefixes = {subnet.cidr for subnet in state.network.subnets}
     device = links.index(state.port.id)
@@ -46,6 +48,7 @@ def plug_netns(fabric: Fabric, host_name: str, state: PortState, netns: str, int
 
 def plug_tap(fabric: Fabric, host_name: str, state: PortState) -> str:
     """A persistent tap on the switch for a VM; returns its name."""
+    _check_not_host_port(state, "plugged in")
     _check_free(fabric, host_name, state)
     device = links.index(state.port.id)
     link = links.plug_tap(state.port.id, mac=str(state.port.mac), mtu=state.network.mtu_bytes)
@@ -58,6 +61,7 @@ def unplug(state: PortState) -> None:
 
     One that somebody else made, libvirt for instance, is theirs to take away: then `Refused`.
     """
+    _check_not_host_port(state, "unplugged")
     own = links.link_name(state.port.id)
     attach.remove_interface(own)
     links.unplug(state.port.id)
@@ -107,6 +111,10 @@ def wait_until_released(fabric: Fabric, host_name: str, state: PortState, timeou
             f"port {state.port.name}: unplugged, but host {host_name}'s agent still holds it after "
             f"{timeout_s:g} s. See whether it runs: `nvctl host get {host_name}`."
         )
+
+
+def _check_not_host_port(state: PortState, done: str) -> None:
+    host_ports.check_not_host_port(state.port.name, state.port.kind, state.network.name, done)
 
 
 def _check_free(fabric: Fabric, host_name: str, state: PortState) -> None:

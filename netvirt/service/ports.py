@@ -7,7 +7,7 @@ from uuid import UUID
 
 from netvirt import admit, allocate, rows
 from netvirt.model import Binding, Mac, Network, NetworkId, Port, PortKind, Subnet, holder
-from netvirt.service import networks
+from netvirt.service import host_ports, networks
 from netvirt.service.acknowledge import hosts_of_network, wait_for_hosts
 from tenancy import ledger
 from tenancy import service as tenants
@@ -57,6 +57,7 @@ def create(
     With `wait_s`, returns when every host that holds the network knows the port.
     """
     name = validate_name("port", request.name)
+    admit.check_port_kind(name, request.kind)
     mac = admit.check_port_mac(name, Mac.parse(request.mac)) if request.mac else None
     # An address that is named twice is meant once.
     texts = dict.fromkeys(request.addresses)
@@ -67,7 +68,8 @@ def create(
         made.append(transaction)
         network_row = networks.find(fabric, tenant_name, network_name)
         subnets = fabric.select("Subnet", network=network_row.id)
-        transaction.require("Network", id=network_row.id)
+        transaction.guard(network_row, "host_access")
+        host_ports.check_port_name(fabric, name, network_row)
         port = transaction.insert(
             "Port",
             {
@@ -189,6 +191,7 @@ def delete(
     def build(transaction: Transaction) -> frozenset[str]:
         made.append(transaction)
         row = find(fabric, tenant_name, network_name, name)
+        host_ports.check_not_host_port(name, row["kind"], network_name, "deleted by hand")
         addresses, bindings = fabric.select_many(
             [("Address", {"port": row.id}), ("Binding", {"port": row.id})]
         )

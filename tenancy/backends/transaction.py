@@ -1,7 +1,7 @@
 """Transactions on the fabric database: operations gathered here, sent once, all or nothing."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -117,6 +117,12 @@ class Changes:
     def require_none(self, table: str, **equals: Value) -> None:
         """Go through only if no such row exists at commit."""
         self._wait(table, equals, (), "==", [])
+
+    def require_same(self, table: str, column: str, rows: Iterable[Row], **equals: Value) -> None:
+        """Go through only if the rows with these values are still the ones that were read, to be
+        told apart by a column that never changes."""
+        found = [{column: codec.encode(row[column])} for row in rows]
+        self._wait(table, equals, (column,), "==", found)
 
     def request_acknowledgement(self) -> None:
         """Bump `Fabric.cfg`; after commit, `cfg` is the number that hosts will acknowledge."""

@@ -55,7 +55,8 @@ def port(number: int, network_number: int) -> Port:
         network=NetworkId(UUID(int=100 + network_number)),
         name=f"p{number}",
         mac=Mac(0x0A0000000000 + number),
-        kind=PortKind.CONTAINER,
+        # The last port of each network is the host's own.
+        kind=PortKind.HOST if number > 2 else PortKind.CONTAINER,
         addresses=(IPv4Address(f"10.{network_number}.0.{10 + number}"),),
     )
 
