@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from tenancy.backends import codec
 from tenancy.errors import BackendUnavailable, InvalidRequest
@@ -70,25 +71,12 @@ def start(
 
     Does nothing if it is being served already. `listen` adds remotes such as `ptcp:6640:IP`.
     """
-    for passive in listen:
-        if not passive.startswith(_PASSIVE):
-            raise InvalidRequest(
-                f"fabric database: {passive!r} is nothing to listen on. Write ptcp:PORT:IP, such "
-                "as ptcp:6640:10.0.0.1."
-            )
-    socket = run_dir / "fabric.sock"
-    remote = f"unix:{socket}"
+    _check_passive(listen)
+    remote = f"unix:{_socket(run_dir)}"
     if running_pid(run_dir) is not None:
         return remote
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        prepare(database)
-    except OSError as error:
-        raise BackendUnavailable(
-            f"fabric database {database}: {error.filename} can't be written ({error.strerror}). "
-            "Run as root, or name places that you may write with --database and --run-dir."
-        ) from error
-    command = argv(database, [f"punix:{socket}", *listen], run_dir)
+    _prepare(database, run_dir)
+    command = argv(database, [f"punix:{_socket(run_dir)}", *listen], run_dir)
     command[1:1] = [
         "--detach",
         "--monitor",
@@ -104,6 +92,22 @@ def start(
             f"See {database.with_suffix('.log')}."
         )
     return remote
+
+
+def run(
+    database: Path = DEFAULT_DATABASE,
+    *,
+    run_dir: Path = DEFAULT_RUN_DIR,
+    listen: Sequence[str] = (),
+) -> NoReturn:
+    """Become the server, in the foreground, as containers and supervisors want it."""
+    _check_passive(listen)
+    _prepare(database, run_dir)
+    command = argv(database, [f"punix:{_socket(run_dir)}", *listen], run_dir)
+    try:
+        os.execvp(command[0], command)
+    except FileNotFoundError as error:
+        raise _not_installed(command[0]) from error
 
 
 def stop(run_dir: Path = DEFAULT_RUN_DIR) -> bool:
@@ -130,6 +134,30 @@ def running_pid(run_dir: Path = DEFAULT_RUN_DIR) -> int | None:
     return pid if command.endswith(b"ovsdb-server") else None
 
 
+def _check_passive(listen: Sequence[str]) -> None:
+    for passive in listen:
+        if not passive.startswith(_PASSIVE):
+            raise InvalidRequest(
+                f"fabric database: {passive!r} is nothing to listen on. Write ptcp:PORT:IP, such "
+                "as ptcp:6640:10.0.0.1."
+            )
+
+
+def _prepare(database: Path, run_dir: Path) -> None:
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        prepare(database)
+    except OSError as error:
+        raise BackendUnavailable(
+            f"fabric database {database}: {error.filename} can't be written ({error.strerror}). "
+            "Run as root, or name places that you may write with --database and --run-dir."
+        ) from error
+
+
+def _socket(run_dir: Path) -> Path:
+    return run_dir / "fabric.sock"
+
+
 def _pidfile(run_dir: Path) -> Path:
     return run_dir / "fabric.pid"
 
@@ -152,14 +180,17 @@ def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=START_TIMEOUT_S)
     except FileNotFoundError as error:
-        raise BackendUnavailable(
-            f"{command[0]} is not installed. Install Open vSwitch: "
-            "apt-get install openvswitch-switch."
-        ) from error
+        raise _not_installed(command[0]) from error
     except subprocess.TimeoutExpired as error:
         raise BackendUnavailable(
             f"{command[0]} does not end within {START_TIMEOUT_S:g} s. See whether its disk answers."
         ) from error
+
+
+def _not_installed(program: str) -> BackendUnavailable:
+    return BackendUnavailable(
+        f"{program} is not installed. Install Open vSwitch: apt-get install openvswitch-switch."
+    )
 
 
 def _last_line(text: str) -> str:

@@ -1,12 +1,15 @@
 """Databases that are not as they should be, and how that is said."""
 
 import json
+import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from lab.waiting import until
 from tenancy import service, settings
 from tenancy.backends import codec, embedded
 from tenancy.backends.fabric import Fabric
@@ -144,3 +147,24 @@ def test_another_database_is_named(directory: Path) -> None:
 def test_a_place_that_cannot_be_written() -> None:
     with pytest.raises(BackendUnavailable, match=r"/proc/nowhere.* can't be written"):
         embedded.start(Path("/proc/nowhere/fabric.db"), run_dir=Path("/proc/nowhere"))
+
+
+def test_a_database_served_in_the_foreground(directory: Path) -> None:
+    """As a container has it: one process, ended by SIGTERM, the data there for the next."""
+    command = [
+        *(str(Path(sys.executable).with_name("nvctl")), "db", "run"),
+        *("--database", str(directory / "data" / "fabric.db"), "--run-dir", str(directory)),
+    ]
+    remote = f"unix:{directory}/fabric.sock"
+    for turn in range(2):
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as server:
+            try:
+                until((directory / "fabric.sock").exists, what="it is not served", timeout_s=30)
+                with Fabric.connect(remote) as fabric:
+                    if turn == 0:
+                        service.create(fabric, "red")
+                    assert service.get(fabric, "red").name == "red"
+            finally:
+                server.terminate()
+            assert server.wait(15) == -signal.SIGTERM
+        assert not (directory / "fabric.sock").exists()
