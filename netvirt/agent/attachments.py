@@ -46,6 +46,9 @@ OTHER_HOSTS_WAIT_S = 2.0
 # How long a switch may report an error about an interface before it is believed.
 ERROR_GRACE_S = 1.0
 
+# What our links say of who made them.
+MAKER = "cni"
+
 Key = tuple[str, str]  # container, interface
 
 
@@ -185,7 +188,7 @@ class Attachments:
                 yield from self._detach(port_id)
         suspects = [
             PortId(port_id)
-            for port_id in links.own_ports()
+            for port_id in links.made_by(MAKER)
             if port_id not in self._knowledge.ports and not self.expected[PortId(port_id)]
         ]
         for port_id in suspects:
@@ -269,6 +272,7 @@ class Attachments:
                         links.Route(destination=route.destination, via=route.via)
                         for route in wanted.routes
                     ],
+                    maker=MAKER,
                 )
             self._is_opened(call, plugged)
             if stored:

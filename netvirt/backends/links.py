@@ -22,7 +22,7 @@ from tenancy.errors import AlreadyExists, BackendUnavailable, InvalidRequest, Re
 
 _NAME = re.compile(r"[^\s/:]{1,15}")
 _MAC = re.compile(r"(?:[0-9a-f]{2}:){5}[0-9a-f]{2}")
-_ALIAS = re.compile(r"virtkit port ([0-9a-f-]{36})")
+_ALIAS = re.compile(r"virtkit [a-z]+ ([0-9a-f-]{36})")
 # The least that IPv4 allows (RFC 791), and the most that a veth does.
 _MTU_RANGE = range(68, 65536)
 _TAP = 2  # IFF_TAP of linux/if_tun.h
@@ -51,12 +51,14 @@ def plug_veth(
     addresses: Iterable[IPv4Interface] = (),
     routes: Iterable[Route] = (),
     checksum_offload: bool = False,
+    maker: str = "port",
 ) -> str:
     """Give a namespace an interface for a port; returns the name of the end on the host.
 
     `netns` is a name under /run/netns, a path, or a process id. Without `checksum_offload` the
     namespace computes the checksums of what it sends, which it must where the switch forwards
-    in userspace: nobody else would. Idempotent; a link that this call made goes if it fails.
+    in userspace: nobody else would. `maker` is noted in the link's alias, for `made_by`.
+    Idempotent; a link that this call made goes if it fails.
     """
     _check(name, mac, mtu)
     host = link_name(port_id)
@@ -85,7 +87,8 @@ def plug_veth(
             _ensure_routes(inside, end["index"], routes)
             if not checksum_offload:
                 disable_transmit_checksums(name)
-        here.link("set", index=link["index"], mtu=mtu, ifalias=_alias(port_id), state="up")
+        alias = _alias(port_id, maker)
+        here.link("set", index=link["index"], mtu=mtu, ifalias=alias, state="up")
         undo.pop_all()
     return host
 
@@ -130,12 +133,12 @@ def unplug(port_id: UUID) -> bool:
         return _own_link(here, host, port_id) is not None and _delete(here, host)
 
 
-def own_ports() -> list[UUID]:
-    """The ports whose links are here, by what their links say."""
+def made_by(maker: str) -> list[UUID]:
+    """The ports whose links were made with this `maker`, and are still here."""
     with _translated("links"), IPRoute() as here:
         aliases = [link.get_attr("IFLA_IFALIAS") or "" for link in here.get_links()]
-    found = (_ALIAS.fullmatch(alias) for alias in aliases)
-    return [UUID(one[1]) for one in found if one]
+    ports = (_made_for(alias) for alias in aliases if alias.startswith(f"virtkit {maker} "))
+    return [port for port in ports if port is not None]
 
 
 def underlay_mtu(tunnel_ip: IPv4Address) -> tuple[str, int]:
@@ -187,8 +190,13 @@ def _kind(link: Any) -> str | None:
     return kind
 
 
-def _alias(port_id: UUID) -> str:
-    return f"virtkit port {port_id}"
+def _alias(port_id: UUID, maker: str = "port") -> str:
+    return f"virtkit {maker} {port_id}"
+
+
+def _made_for(alias: str) -> UUID | None:
+    found = _ALIAS.fullmatch(alias)
+    return UUID(found[1]) if found else None
 
 
 def _own_link(here: IPRoute, host: str, port_id: UUID) -> Any:
@@ -197,9 +205,10 @@ def _own_link(here: IPRoute, host: str, port_id: UUID) -> Any:
     One without an alias is ours, too: whoever made it was killed before giving it one.
     """
     link = _find(here, host)
-    if link is not None and link.get_attr("IFLA_IFALIAS") not in (None, "", _alias(port_id)):
+    alias = (link.get_attr("IFLA_IFALIAS") or "") if link is not None else ""
+    if alias and _made_for(alias) != port_id:
         raise Refused(
-            f"link {host} belongs to {link.get_attr('IFLA_IFALIAS')!r}, not to port {port_id}. "
+            f"link {host} belongs to {alias!r}, not to port {port_id}. "
             f"Rename or delete it: `ip link delete {host}`."
         )
     return link
