@@ -105,8 +105,10 @@ class Agent:
                 self._vswitch,
                 self._requests,
                 self._remover,
+                self._is_complete,
             )
         )
+        self._networks_asked: frozenset[NetworkId] = frozenset()
         self._networks_attaching: frozenset[NetworkId] = frozenset()
         self._task_ended = False
         self._interfaces_seen: Mapping[str, Interface] | None = None
@@ -242,11 +244,15 @@ class Agent:
         else:
             log.warning(f"{what} lost; what was last known stands", remote=remote)
 
+    def _is_complete(self, network: NetworkId) -> bool:
+        return network in self._networks_asked and self._watch.settled
+
     def _ask_for_rows(self) -> None:
+        self._networks_asked = self._knowledge.held_networks() | self._networks_attaching
         wanted = interest.clauses(
             self._config.host_name,
             self._knowledge.interfaces.keys(),
-            self._knowledge.held_networks() | self._networks_attaching,
+            self._networks_asked,
             self._knowledge.remote_hosts(),
         )
         for table, clauses in wanted.items():

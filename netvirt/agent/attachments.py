@@ -9,7 +9,7 @@ have all that follows.
 
 import time
 from collections import Counter
-from collections.abc import Collection, Generator
+from collections.abc import Callable, Collection, Generator
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -52,6 +52,18 @@ MAKER = "cni"
 Key = tuple[str, str]  # container, interface
 
 
+class Stopwatch:
+    """Milliseconds from the beginning to the first time that each step was passed."""
+
+    def __init__(self) -> None:
+        self._begun = time.monotonic()
+        self.passed: dict[str, float] = {}
+
+    def note(self, step: str) -> None:
+        if step not in self.passed:
+            self.passed[step] = round((time.monotonic() - self._begun) * 1000, 1)
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
     """The agent's parts that attaching needs."""
@@ -62,6 +74,8 @@ class Parts:
     vswitch: VSwitch
     requests: Requests
     remover: LinkRemover
+    # Whether all rows of a network that this host holds have arrived.
+    is_complete: Callable[[NetworkId], bool]
 
 
 class Attachments:
@@ -78,6 +92,7 @@ class Attachments:
         self._network_ids: dict[tuple[str, str], NetworkId] = {}
         # Hosts that did not follow in time, with the change that they were waited for.
         self._lagging: dict[str, int] = {}
+        self._complete: set[NetworkId] = set()
         self.expected: Counter[PortId] = Counter()
         self.networks: Counter[NetworkId] = Counter()
 
@@ -89,8 +104,10 @@ class Attachments:
             raise CniError(
                 Code.TAKEN, f"{call.subject} is attached already. Detach it (DEL) before."
             )
+        watch = Stopwatch()
         has_default_route = self._look_into(call)
         network = yield from self._find_network(call.tenant, call.network)
+        watch.note("found")
         self._check_addresses(call, network)
         order = PortOrder(
             self._parts.requests,
@@ -114,10 +131,14 @@ class Attachments:
         )
         port_id = order.port.id
         self.expected[port_id] += 1
+        is_new_here = not self._holds(network.id)
         self.networks[network.id] += 1
         try:
-            wanted = yield from self._store_and_plug(call, network, order, has_default_route)
-            yield from self._until_connected(call, order)
+            wanted = yield from self._store_and_plug(call, network, order, has_default_route, watch)
+            yield from self._until_connected(call, order, watch)
+            if is_new_here:
+                yield from self._until_complete(network.id)
+                watch.note("complete")
         except GeneratorExit:
             raise
         except BaseException:
@@ -129,6 +150,8 @@ class Attachments:
             _release(self.expected, port_id)
             _release(self.networks, network.id)
         yield from self._until_others_follow(network.id, order.cfg)
+        watch.note("followed")
+        log.info("attached", attachment=call.subject, port=str(port_id), ms=watch.passed)
         return result.render(call, network, order.port, wanted, links.link_name(port_id))
 
     def delete(self, key: Key) -> Work:
@@ -252,7 +275,12 @@ class Attachments:
                 )
 
     def _store_and_plug(
-        self, call: Call, network: Network, order: PortOrder, has_default_route: bool
+        self,
+        call: Call,
+        network: Network,
+        order: PortOrder,
+        has_default_route: bool,
+        watch: Stopwatch,
     ) -> Generator[None, None, result.Plan]:
         """Write the port, and make its interface meanwhile; again if another port comes of it."""
         plugged: Port | None = None
@@ -274,8 +302,10 @@ class Attachments:
                     ],
                     maker=MAKER,
                 )
+                watch.note("plugged")
             self._is_opened(call, plugged)
             if stored:
+                watch.note("stored")
                 return wanted
             yield
 
@@ -294,7 +324,7 @@ class Attachments:
             return False
         return interface.ofport is not None
 
-    def _until_connected(self, call: Call, order: PortOrder) -> Work:
+    def _until_connected(self, call: Call, order: PortOrder, watch: Stopwatch) -> Work:
         """Wait until this host's switch has the interface and all flows that follow from it."""
         port, failing_since = order.port, None
         name = links.link_name(port.id)
@@ -310,8 +340,10 @@ class Attachments:
                         "of ovs-vswitchd."
                     )
             yield
+        watch.note("opened")
         while not self._is_programmed(port.id):
             yield
+        watch.note("programmed")
 
     def _is_programmed(self, port_id: PortId) -> bool:
         if not isinstance(self._knowledge.location(port_id), Local):
@@ -322,6 +354,18 @@ class Attachments:
         if not own or not shared:
             return False
         return self._parts.programmer.has(own) and self._parts.programmer.has(shared)
+
+    def _holds(self, network: NetworkId) -> bool:
+        """Whether this host had a port of the network already, with everything that follows."""
+        if network not in self._knowledge.held_networks():
+            self._complete.discard(network)
+        return network in self._complete
+
+    def _until_complete(self, network: NetworkId) -> Work:
+        """Wait until this host knows all of a network that is new to it, and its switch does."""
+        while not self._parts.is_complete(network) or not self._parts.programmer.idle:
+            yield
+        self._complete.add(network)
 
     def _until_others_follow(self, network: NetworkId, cfg: int) -> Work:
         """Wait a moment for the hosts that hold the network, so that the first packet passes.
