@@ -3,17 +3,20 @@
 
 BIN := .venv/bin
 READY := .venv/.ready
-SCRIPTS := .ci/run packaging/bootstrap packaging/try-in-bare-debian \
+SCRIPTS := .ci/run packaging/bootstrap packaging/try-in-bare-debian packaging/image/layout \
+	$(wildcard packaging/image/root/usr/libexec/virtkit/*) \
 	$(addprefix lab/guest_files/,initramfs/init root/etc/rc root/etc/dhcp root/sbin/control)
 
 # The CNI program has to run on any Linux of this architecture, whatever is installed there.
 CNI := build/virtkit-cni
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
-CNI_FLAGS := -std=c17 -D_GNU_SOURCE -DVK_VERSION='"$(VERSION)"' \
+CNI_FLAGS := -std=c17 -D_GNU_SOURCE \
 	-Wall -Wextra -Werror -Wpedantic -Wshadow -Wconversion \
 	-O2 -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2 -fstack-protector-strong \
 	$(if $(filter x86_64,$(shell uname -m)),-fcf-protection) \
 	-fPIE -static-pie -Wl,-z,relro,-z,now,-z,noexecstack
+# Tests build it with other paths and shorter times, see plugins/cni/config.h.
+CNI_SETTINGS :=
 
 .PHONY: demo test unit functional lint docs install clean
 
@@ -41,7 +44,7 @@ docs: $(READY)
 install: $(READY) $(CNI)
 
 $(CNI): $(wildcard plugins/cni/*.[ch]) pyproject.toml Makefile | $(READY)
-	gcc $(CNI_FLAGS) -o $@.new $(filter %.c,$^)
+	gcc $(CNI_FLAGS) -DVK_VERSION='"$(VERSION)"' $(CNI_SETTINGS) -o $@.new $(filter %.c,$^)
 	mv $@.new $@
 
 $(READY): pyproject.toml packaging/bootstrap packaging/debian-packages.txt

@@ -21,24 +21,35 @@ static size_t smaller(size_t a, size_t b)
     return a < b ? a : b;
 }
 
-int answer(int status, const void *bytes, size_t size, instant deadline)
+static bool put(int fd, const char *at, size_t size, instant deadline)
 {
-    const char *at = bytes;
-
     while (size > 0) {
         ssize_t n;
 
-        if (wait_ready(STDOUT_FILENO, POLLOUT, deadline) != 0)
-            return FAILED;
-        n = write(STDOUT_FILENO, at, smaller(size, CHUNK_BYTES));
+        if (wait_ready(fd, POLLOUT, deadline) != 0)
+            return false;
+        n = write(fd, at, smaller(size, CHUNK_BYTES));
         if (n >= 0) {
             at += n;
             size -= (size_t)n;
         } else if (errno != EINTR && errno != EAGAIN) {
-            return FAILED;
+            return false;
         }
     }
-    return status;
+    return true;
+}
+
+int answer(int status, const void *bytes, size_t size, instant deadline)
+{
+    if (put(STDOUT_FILENO, bytes, size, deadline))
+        return status;
+    complain("virtkit-cni: the answer cannot be written to standard output.\n", deadline);
+    return FAILED;
+}
+
+void complain(const char *line, instant deadline)
+{
+    put(STDERR_FILENO, line, strlen(line), deadline);
 }
 
 static void add(struct text *text, const char *s)

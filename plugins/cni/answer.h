@@ -19,6 +19,9 @@ enum { DONE = 0, FAILED = 1, MISUSED = 2 };
 /* Write it to standard output. Returns `status`, or FAILED if not all of it could be written. */
 int answer(int status, const void *bytes, size_t size, instant deadline);
 
+/* Say something to whoever reads standard error. */
+void complain(const char *line, instant deadline);
+
 /* Answer with an error object, and return FAILED. The message consists of parts, and NULL; what
  * does not fit into a message is cut off. */
 int answer_error(const char *code, const char *const *message, const char *details,

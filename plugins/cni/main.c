@@ -69,7 +69,17 @@ static const char *reason(int error)
 {
     const char *text = strerrordesc_np(error);
 
-    return text ? text : "unknown error";
+    switch (error) {
+    case ENODATA:
+        return "it closed the connection";
+    case EPIPE:
+    case ECONNRESET:
+        return "it went away";
+    case ETIMEDOUT:
+        return "it took too long";
+    default:
+        return text ? text : "unknown error";
+    }
 }
 
 /* A variable, for a message. */
@@ -177,6 +187,9 @@ static int leave_record(const struct request *request, struct reply *reply, stru
     struct queue queue;
     int error = queue_lock(&queue, deadline);
 
+    /* Whoever limits the size of files gets an answer too. */
+    signal(SIGXFSZ, SIG_IGN);
+
     /* The agent listens before it empties the queue. So it may be back, and then it is quicker. */
     if (!error && result.outcome == UNREACHABLE) {
         int fd = connection_open(0);
@@ -205,45 +218,27 @@ static int leave_record(const struct request *request, struct reply *reply, stru
                 deadline);
 }
 
-static int refuse_arguments(const char *argument, instant deadline)
+/* Put the request to the agent and answer with what it says, or with what its silence means. */
+static int put_to_agent(enum verb verb, const struct request *request, struct reply *reply,
+                        instant answer_by, instant deadline)
 {
-    static const char misused[] = "virtkit-cni: it takes no arguments but --help and --version.\n";
+    struct result result = ask(request, reply, verb == ADD ? VK_RESTART_MS : 0, answer_by);
 
-    if (strcmp(argument, "--version") == 0)
-        return answer(DONE, "virtkit-cni " VK_VERSION "\n", sizeof "virtkit-cni " VK_VERSION,
-                      deadline);
-    if (strcmp(argument, "--help") == 0)
-        return answer(DONE, help, sizeof help - 1, deadline);
-    if (write(STDERR_FILENO, misused, sizeof misused - 1) < 0)
-        return MISUSED;
-    return MISUSED;
+    if (result.outcome == ANSWERED)
+        return pass_on(reply, deadline);
+    if (verb == VERSION)
+        return answer(DONE, versions, sizeof versions - 1, deadline);
+    if (verb == DEL)
+        return leave_record(request, reply, result, answer_by, deadline);
+    return fail_without_agent(verb, result, deadline);
 }
 
-int main(int argc, char **argv)
+static int serve_runtime(enum verb verb, instant answer_by, instant deadline)
 {
     static struct request request;
     static struct reply reply;
-    const instant start = now();
-    const instant deadline = start + VK_TOTAL_MS;
-    const char *command = getenv("CNI_COMMAND");
-    const enum verb verb = find_verb(command);
-    const instant answer_by = start + (verb == VERSION ? VK_VERSION_MS : VK_ANSWER_MS);
-    struct result result;
     int error;
 
-    fill_standard_descriptors();
-    signal(SIGPIPE, SIG_IGN);
-    if (argc > 1)
-        return refuse_arguments(argv[1], deadline);
-    if (verb == VERBS) {
-        const char *const message[] = {"CNI_COMMAND is ", command ? command : "not set",
-                                       ", and has to be ADD, CHECK, DEL, GC, STATUS or VERSION.",
-                                       NULL};
-
-        return answer_error(CNI_BAD_ENVIRONMENT, message,
-                            "This is a CNI plugin, to be called by a container runtime: name it "
-                            "in a network configuration. See --help.", deadline);
-    }
     if (!request_add_environment(&request, environ))
         return fail(verb, CNI_BAD_ENVIRONMENT, "the variables CNI_... exceed 64 KiB", "",
                     "Shorten CNI_ARGS.", deadline);
@@ -255,13 +250,43 @@ int main(int argc, char **argv)
         return fail(verb, CNI_IO_FAILURE, "the network configuration cannot be read from standard "
                     "input: ", reason(-error), "The runtime has to write it and close.", deadline);
     request_seal(&request);
+    return put_to_agent(verb, &request, &reply, answer_by, deadline);
+}
 
-    result = ask(&request, &reply, verb == ADD ? VK_RESTART_MS : 0, answer_by);
-    if (result.outcome == ANSWERED)
-        return pass_on(&reply, deadline);
-    if (verb == VERSION)
-        return answer(DONE, versions, sizeof versions - 1, deadline);
-    if (verb == DEL)
-        return leave_record(&request, &reply, result, answer_by, deadline);
-    return fail_without_agent(verb, result, deadline);
+static int refuse_command(const char *command, instant deadline)
+{
+    const char *const message[] = {"CNI_COMMAND is ", command ? command : "not set",
+                                   ", and has to be ADD, CHECK, DEL, GC, STATUS or VERSION.", NULL};
+
+    return answer_error(CNI_BAD_ENVIRONMENT, message,
+                        "This is a CNI plugin, to be called by a container runtime: name it in a "
+                        "network configuration. See --help.", deadline);
+}
+
+static int serve_user(const char *argument, instant deadline)
+{
+    static const char version[] = "virtkit-cni " VK_VERSION "\n";
+
+    if (strcmp(argument, "--version") == 0)
+        return answer(DONE, version, sizeof version - 1, deadline);
+    if (strcmp(argument, "--help") == 0)
+        return answer(DONE, help, sizeof help - 1, deadline);
+    complain("virtkit-cni: it takes no arguments but --help and --version.\n", deadline);
+    return MISUSED;
+}
+
+int main(int argc, char **argv)
+{
+    const instant start = now();
+    const instant deadline = start + VK_TOTAL_MS;
+    const char *command = getenv("CNI_COMMAND");
+    const enum verb verb = find_verb(command);
+
+    fill_standard_descriptors();
+    signal(SIGPIPE, SIG_IGN);
+    if (argc > 1)
+        return serve_user(argv[1], deadline);
+    if (verb == VERBS)
+        return refuse_command(command, deadline);
+    return serve_runtime(verb, start + (verb == VERSION ? VK_VERSION_MS : VK_ANSWER_MS), deadline);
 }
