@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -38,9 +39,9 @@ def fabric_remote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Serve an empty database until told to go on; the server ends with us, however we end."""
     directory = tmp_path_factory.mktemp("db")
-    socket = directory / "fabric.sock"
+    path = directory / "fabric.sock"
     embedded.prepare(directory / "fabric.db")
-    argv = embedded.argv(directory / "fabric.db", [f"punix:{socket}"], directory)
+    argv = embedded.argv(directory / "fabric.db", [f"punix:{path}"], directory)
     log = (directory / "log").open("w")
     with (
         log,
@@ -48,9 +49,15 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             ["setpriv", "--pdeathsig", "KILL", *argv], stdout=log, stderr=log
         ) as server,
     ):
-        until(socket.exists, what="the database is not served", timeout_s=15)
-        yield f"unix:{socket}"
+        until(lambda: _is_served(path), what="the database is not served", timeout_s=15)
+        yield f"unix:{path}"
         server.terminate()
+
+
+def _is_served(path: Path) -> bool:
+    """Whether somebody takes calls there: the file is there a moment earlier."""
+    with socket.socket(socket.AF_UNIX) as call:
+        return call.connect_ex(str(path)) == 0
 
 
 @pytest.fixture
