@@ -4,7 +4,7 @@ The sample flows are those of one small world, compiled by the same functions th
 """
 
 from collections.abc import Iterator
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from pathlib import Path
 from uuid import UUID
 
@@ -43,9 +43,10 @@ An agent that starts therefore reads only cookies to know which flows to keep, a
 difference, as one bundle. When nothing changed that is nothing.
 
 The sample flows are those of host h1 (192.0.2.1) in a small world: network *front* (VXLAN,
-segment 0x1267, 10.1.0.0/24) with port *web* (10.1.0.2) on h1 behind OpenFlow port 5 and port *db*
-(10.1.0.3) on h2 (192.0.2.2). The network has host access: *host-h1* (10.1.0.4) behind OpenFlow
-port 6 is h1's own. OpenFlow port 1 is the VXLAN tunnel and 2 the GRE tunnel.
+segment 0x1267, 10.1.0.0/24 and fd00:1::/64) with port *web* (10.1.0.2, fd00:1::2) on h1 behind
+OpenFlow port 5 and port *db* (10.1.0.3, fd00:1::3) on h2 (192.0.2.2). The network has host access:
+*host-h1* (10.1.0.4, fd00:1::4) behind OpenFlow port 6 is h1's own. OpenFlow port 1 is the VXLAN
+tunnel and 2 the GRE tunnel.
 """
 
 
@@ -82,9 +83,15 @@ def page() -> str:
 def sample() -> Iterator[Flow]:
     """The flows of the small world that the introduction describes."""
     network_id = NetworkId(UUID(int=1))
-    cidr = IPv4Network("10.1.0.0/24")
-    subnet = Subnet(
-        id=SubnetId(UUID(int=2)), network=network_id, cidr=cidr, gateway=cidr[1], pools=()
+    subnets = tuple(
+        Subnet(
+            id=SubnetId(UUID(int=20 + cidr.version)),
+            network=network_id,
+            cidr=cidr,
+            gateway=cidr[1],
+            pools=(),
+        )
+        for cidr in (IPv4Network("10.1.0.0/24"), IPv6Network("fd00:1::/64"))
     )
     network = Network(
         id=network_id,
@@ -93,7 +100,7 @@ def sample() -> Iterator[Flow]:
         overlay=Overlay.VXLAN,
         segment_id=0x1267,
         mtu_bytes=1450,
-        subnets=(subnet,),
+        subnets=subnets,
         host_access=True,
     )
     h2 = IPv4Address("192.0.2.2")
@@ -113,7 +120,7 @@ def _port(network: Network, name: str, number: int, kind: PortKind = PortKind.CO
         name=name,
         mac=Mac(0x0A0000000000 + number),
         kind=kind,
-        addresses=(network.subnets[0].cidr[number],),
+        addresses=tuple(subnet.cidr[number] for subnet in network.subnets),
     )
 
 

@@ -4,10 +4,9 @@ in, the choice goes out; the fabric database's unique indexes decide races.
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from hashlib import blake2b
-from ipaddress import IPv4Address, IPv4Network
 from itertools import chain
 
-from netvirt.model import SEGMENT_IDS, AddressRange, Mac, NetworkId
+from netvirt.model import SEGMENT_IDS, AddressRange, IPAddress, IPNetwork, Mac, NetworkId
 from tenancy.errors import Refused
 
 
@@ -34,35 +33,37 @@ def mac(network: NetworkId, port: str, attempt: int) -> Mac:
 
 
 def addresses_from(
-    cidr: IPv4Network,
-    gateway: IPv4Address,
+    cidr: IPNetwork,
+    gateway: IPAddress,
     pools: Iterable[AddressRange],
-    after: IPv4Address | None,
-) -> Iterator[IPv4Address]:
+    after: IPAddress | None,
+) -> Iterator[IPAddress]:
     """Every address that may be allocated, once, beginning behind `after` and going round.
 
-    Going round means that an address just given back is the last to be given out again.
+    Going round means that an address just given back is the last to be given out again. Addresses
+    are made as they are asked for: an IPv6 subnet has more than anybody could count.
     """
-    ordered = sorted(pools, key=lambda pool: pool.first)
-    start = after if after is not None else cidr.network_address
+    ordered = sorted(pools, key=lambda pool: int(pool.first))
+    base = cidr.network_address
+    start = after if after is not None else base
 
-    def usable(low: IPv4Address, high: IPv4Address) -> Iterator[IPv4Address]:
+    def usable(low: int, high: int) -> Iterator[IPAddress]:
         for pool in ordered:
-            for number in range(max(int(pool.first), int(low)), min(int(pool.last), int(high)) + 1):
-                address = IPv4Address(number)
+            for number in range(max(int(pool.first), low), min(int(pool.last), high) + 1):
+                address = base + (number - int(base))
                 if address != gateway:
                     yield address
 
-    yield from usable(start + 1, cidr.broadcast_address - 1)
-    yield from usable(cidr.network_address + 1, start)
+    yield from usable(int(start) + 1, int(cidr.broadcast_address))
+    yield from usable(int(base) + 1, int(start))
 
 
 def address(
-    candidates: Iterator[IPv4Address],
-    is_taken: Callable[[IPv4Address], bool],
-    all_taken: Callable[[], Collection[IPv4Address]],
+    candidates: Iterator[IPAddress],
+    is_taken: Callable[[IPAddress], bool],
+    all_taken: Callable[[], Collection[IPAddress]],
     probes: int = 4,
-) -> IPv4Address | None:
+) -> IPAddress | None:
     """The first free candidate, or None.
 
     In a pool with room the first probe nearly always succeeds, so a few single look-ups come
@@ -71,7 +72,7 @@ def address(
     for _, candidate in zip(range(probes), candidates, strict=False):
         if not is_taken(candidate):
             return candidate
-    taken: Collection[IPv4Address] | None = None
+    taken: Collection[IPAddress] | None = None
     for candidate in candidates:
         if taken is None:
             taken = all_taken()

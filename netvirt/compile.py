@@ -10,6 +10,7 @@ from ipaddress import IPv4Address
 
 from netvirt.model import GATEWAY_MAC, Mac, Network, Overlay, Port, PortKind
 from netvirt.pipeline import fields as f
+from netvirt.pipeline import ipv6
 from netvirt.pipeline import tables as t
 from netvirt.pipeline.flow import (
     IN_PORT_RESERVED,
@@ -66,7 +67,7 @@ def base(tunnels: Mapping[Overlay, int]) -> Iterator[Flow]:
     """Flows that every host has. `tunnels` gives the OpenFlow port of each tunnel interface."""
     for table in t.ALL_TABLES:
         if isinstance(table.miss, t.Reason):
-            yield _flow(table, 0, (), _drop(table.miss))
+            yield _flow(table, 0, (), t.drop(table.miss))
         elif table.miss is not None:
             yield _flow(table, 0, (), (Goto(table.miss.id),))
     yield from drop_counters().values()
@@ -79,8 +80,8 @@ def base(tunnels: Mapping[Overlay, int]) -> Iterator[Flow]:
     yield _flow(t.TUNNEL, 200, (Condition(f.TUN_ID, GREETING_SEGMENT),), ())
 
     # What no flow of a port has let through by now is false ARP, not merely a false MAC.
-    yield _flow(t.GUARD_MAC, 50, (IS_ARP,), _drop(t.Reason.ARP_SOURCE))
-    yield _flow(t.GUARD_IP, 10, (IS_IPV4,), _drop(t.Reason.IP_SOURCE))
+    yield _flow(t.GUARD_MAC, 50, (IS_ARP,), t.drop(t.Reason.ARP_SOURCE))
+    yield _flow(t.GUARD_IP, 10, (IS_IPV4,), t.drop(t.Reason.IP_SOURCE))
     # Before it has an address a client asks from 0.0.0.0 (RFC 2131, 4.1).
     yield _flow(t.GUARD_IP, 110, (*TO_DHCP_SERVER, Condition(f.IPV4_SRC, 0)), (Goto(t.PUNT.id),))
     # Whatever port it is sent from: clients look at where it goes to (RFC 2131 asks no more).
@@ -88,10 +89,11 @@ def base(tunnels: Mapping[Overlay, int]) -> Iterator[Flow]:
         t.GUARD_IP,
         120,
         (*IS_UDP, Condition(f.UDP_DST, DHCP_CLIENT)),
-        _drop(t.Reason.DHCP_SERVER),
+        t.drop(t.Reason.DHCP_SERVER),
     )
+    yield from ipv6.base()
     # An ARP reply or an announcement goes its way; a request that nothing answered ends here.
-    yield _flow(t.ARP, 20, (IS_ARP, Condition(f.ARP_OP, 1)), _drop(t.Reason.ARP_UNKNOWN))
+    yield _flow(t.ARP, 20, (IS_ARP, Condition(f.ARP_OP, 1)), t.drop(t.Reason.ARP_UNKNOWN))
     yield _flow(t.L2, 50, (Condition(f.ETH_DST, GROUP_BIT, GROUP_BIT),), (Goto(t.FLOOD.id),))
     yield _flow(t.OUTPUT, 1, (), (OutputTo(f.OUTPUT),))
 
@@ -134,10 +136,18 @@ def network(
             (SetField(f.METADATA, network.segment_id), Goto(t.L2.id)),
             Category.NETWORK,
         )
-    for subnet in network.subnets:
+    subnet = network.subnet(4)
+    if subnet is None:
+        for table, is_ipv4 in ((t.GUARD_MAC, IS_ARP), (t.GUARD_IP, IS_IPV4)):
+            not_here = t.drop(t.Reason.IP_VERSION)
+            yield _flow(table, 130, (segment, is_ipv4), not_here, Category.NETWORK)
+    elif isinstance(subnet.gateway, IPv4Address):
         # The gateway's address is the DHCP server's as well: a client that renews asks for its MAC.
         yield _arp_responder(segment, subnet.gateway, GATEWAY_MAC, Category.NETWORK)
-    if any(subnet.dhcp for subnet in network.subnets):
+    if network.subnet(6) is None:
+        not_here = t.drop(t.Reason.IP_VERSION)
+        yield _flow(t.GUARD_IP, 130, (segment, ipv6.IS_IPV6), not_here, Category.NETWORK)
+    if subnet is not None and subnet.dhcp:
         yield _flow(
             t.PUNT,
             100,
@@ -174,6 +184,7 @@ def port(port: Port, network: Network, location: Location, tunnel: int | None) -
         )
         if port.kind is PortKind.HOST:
             yield _gateway(port, segment, location.ofport)
+            yield from ipv6.gateway(port, network)
         category = Category.LOCAL_PORT
     else:
         category = Category.REMOTE_PORT
@@ -191,7 +202,9 @@ def port(port: Port, network: Network, location: Location, tunnel: int | None) -
                 category,
             )
     for address in port.addresses:
-        yield _arp_responder(segment, address, port.mac, category)
+        if isinstance(address, IPv4Address):
+            yield _arp_responder(segment, address, port.mac, category)
+    yield from ipv6.solicitations(port, network, category)
 
 
 def _guards(port: Port, network: Network, ofport: int) -> Iterator[Flow]:
@@ -216,14 +229,16 @@ def _guards(port: Port, network: Network, ofport: int) -> Iterator[Flow]:
     # from the gateway's address, which it has.
     is_gateway = port.kind is PortKind.HOST
     gateways = [subnet.gateway for subnet in network.subnets if is_gateway]
-    for sender in (IPv4Address(0), *port.addresses, *gateways):
-        match = (*own_arp, Condition(f.ARP_SPA, int(sender)))
-        yield local(t.GUARD_MAC, 100, match, Goto(t.ARP.id))
+    own_ipv4 = [address for address in port.addresses if isinstance(address, IPv4Address)]
+    for sender in (IPv4Address(0), *own_ipv4, *gateways):
+        if isinstance(sender, IPv4Address):
+            match = (*own_arp, Condition(f.ARP_SPA, int(sender)))
+            yield local(t.GUARD_MAC, 100, match, Goto(t.ARP.id))
     yield local(t.GUARD_MAC, 40, (came_in, own_mac), Goto(t.GUARD_IP.id))
     if is_gateway:
         # What a host forwards keeps the source that it has.
         yield local(t.GUARD_IP, 100, (came_in, IS_IPV4), Goto(t.PUNT.id))
-    for address in port.addresses:
+    for address in own_ipv4:
         if not is_gateway:
             own_ip = (came_in, IS_IPV4, Condition(f.IPV4_SRC, int(address)))
             yield local(t.GUARD_IP, 100, own_ip, Goto(t.PUNT.id))
@@ -231,6 +246,7 @@ def _guards(port: Port, network: Network, ofport: int) -> Iterator[Flow]:
         # hear it, and an answer from the switch would be taken for the rival's.
         own = (came_in, IS_ARP, Condition(f.ARP_OP, 1), Condition(f.ARP_TPA, int(address)))
         yield local(t.ARP, 110, own, Goto(t.L2.id))
+    yield from ipv6.guards(port, network, ofport)
 
 
 def _gateway(port: Port, segment: Condition, ofport: int) -> Flow:
@@ -269,10 +285,6 @@ def _arp_responder(segment: Condition, address: IPv4Address, mac: Mac, category:
         Output(IN_PORT_RESERVED),
     )
     return _flow(t.ARP, 100, match, actions, category)
-
-
-def _drop(reason: t.Reason) -> tuple[Action, ...]:
-    return (SetField(f.REASON, reason), Goto(t.DROP.id))
 
 
 def _flow(

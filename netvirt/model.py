@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from ipaddress import IPv4Address, IPv4Network, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import NewType, Self
 from uuid import UUID
 
@@ -18,6 +18,7 @@ BindingId = NewType("BindingId", UUID)
 AttachmentId = NewType("AttachmentId", UUID)
 
 IPAddress = IPv4Address | IPv6Address
+IPNetwork = IPv4Network | IPv6Network
 
 SEGMENT_IDS = range(1, 2**24)
 
@@ -25,8 +26,9 @@ SEGMENT_IDS = range(1, 2**24)
 # carries IPv4 (20), GRE with key (8) and the inner Ethernet header (14). RFC 7348; RFC 2890.
 OVERHEAD_BYTES = {"vxlan": 50, "gre": 42}
 DEFAULT_UNDERLAY_MTU = 1500
-# RFC 791: every IPv4 module must take in datagrams of 576 bytes.
-MINIMUM_MTU = 576
+# RFC 791: every IPv4 module must take in datagrams of 576 bytes. RFC 8200, section 5: IPv6 needs
+# links of 1280.
+MINIMUM_MTU = {4: 576, 6: 1280}
 
 
 class Overlay(StrEnum):
@@ -69,6 +71,12 @@ class Mac(int):
 
     __repr__ = __str__
 
+    @property
+    def link_local(self) -> IPv6Address:
+        """The link-local address that a host forms of this MAC (RFC 4291, appendix A)."""
+        halves = (self >> 24 ^ 0x020000) << 40 | 0xFFFE << 24 | self & 0xFFFFFF
+        return IPv6Address(0xFE80 << 112 | halves)
+
 
 # Who answers DHCP and ARP for a subnet's gateway address: the same on every host, so that a VM
 # that moves keeps its ARP cache.
@@ -77,10 +85,10 @@ GATEWAY_MAC = Mac(0x0A766B000001)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AddressRange:
-    """Addresses from `first` to `last`, both included."""
+    """Addresses of one family from `first` to `last`, both included."""
 
-    first: IPv4Address
-    last: IPv4Address
+    first: IPAddress
+    last: IPAddress
 
     def __str__(self) -> str:
         return f"{self.first}-{self.last}"
@@ -88,14 +96,16 @@ class AddressRange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subnet:
-    """Addresses of one network. `gateway` is reserved; `pools` is where allocation looks."""
+    """Addresses of one network and one family. `gateway` is reserved; `pools` is where allocation
+    looks. `dhcp` says nothing of IPv6.
+    """
 
     id: SubnetId
     network: NetworkId
-    cidr: IPv4Network
-    gateway: IPv4Address
+    cidr: IPNetwork
+    gateway: IPAddress
     pools: tuple[AddressRange, ...]
-    dns: tuple[IPv4Address, ...] = ()
+    dns: tuple[IPAddress, ...] = ()
     dhcp: bool = True
 
 
@@ -103,8 +113,9 @@ class Subnet:
 class Network:
     """A tenant's network. `mtu_bytes` is what a tenant's IP packet may measure.
 
-    With `host_access` every host has a port of its own in it: hosts reach their containers and
-    VMs, and those reach the hosts and, through them, the outside.
+    It has one subnet or two, and then one of either family, IPv4 first. With `host_access` every
+    host has a port of its own in it: hosts reach their containers and VMs, and those reach the
+    hosts and, through them, the outside.
     """
 
     id: NetworkId
@@ -116,6 +127,10 @@ class Network:
     subnets: tuple[Subnet, ...] = ()
     host_access: bool = False
     labels: Mapping[str, str] = field(default_factory=dict)
+
+    def subnet(self, version: int) -> Subnet | None:
+        """The subnet of IP version 4 or 6, if there is one."""
+        return next((one for one in self.subnets if one.cidr.version == version), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +151,9 @@ class Binding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Port:
-    """A place on a network for one container or VM, or for a host itself."""
+    """A place on a network for one container or VM, or for a host itself, with an address in each
+    subnet.
+    """
 
     id: PortId
     tenant: TenantId
@@ -144,7 +161,7 @@ class Port:
     name: str
     mac: Mac
     kind: PortKind
-    addresses: tuple[IPv4Address, ...] = ()
+    addresses: tuple[IPAddress, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -168,7 +185,10 @@ class Attachment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """A machine with an agent. `cfg` is the last change it has applied."""
+    """A machine with an agent. `cfg` is the last change it has applied.
+
+    Tunnels run over IPv4, whatever they carry.
+    """
 
     name: str
     tunnel_ip: IPv4Address | None

@@ -1,7 +1,7 @@
 """Rows of the fabric database to records of the model. Pure, and the only place that knows both."""
 
 from collections.abc import Iterable
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, ip_address, ip_network
 
 from netvirt.model import (
     AddressRange,
@@ -10,6 +10,7 @@ from netvirt.model import (
     Binding,
     BindingId,
     Host,
+    IPAddress,
     Mac,
     Network,
     NetworkId,
@@ -47,15 +48,15 @@ AGENT_COLUMNS = {
 
 
 def subnet(row: Row) -> Subnet:
-    cidr = IPv4Network(row["cidr"])
+    cidr = ip_network(row["cidr"])
     gateway = row["gateway"]
     return Subnet(
         id=SubnetId(row.id),
         network=NetworkId(row["network"]),
         cidr=cidr,
-        gateway=IPv4Address(gateway) if gateway else cidr.network_address + 1,
-        pools=tuple(sorted(map(address_range, row["pools"]), key=lambda pool: pool.first)),
-        dns=tuple(sorted(map(IPv4Address, row["dns"]))),
+        gateway=ip_address(gateway) if gateway else cidr[1],
+        pools=tuple(sorted(map(address_range, row["pools"]), key=lambda pool: int(pool.first))),
+        dns=tuple(sorted(map(ip_address, row["dns"]), key=int)),
         dhcp=row["dhcp"],
     )
 
@@ -68,7 +69,7 @@ def network(row: Row, subnets: Iterable[Row]) -> Network:
         overlay=Overlay(row["overlay"]),
         segment_id=row["segment_id"],
         mtu_bytes=row["mtu"],
-        subnets=tuple(sorted(map(subnet, subnets), key=lambda one: one.cidr)),
+        subnets=tuple(sorted(map(subnet, subnets), key=lambda one: one.cidr.version)),
         host_access=row["host_access"],
         labels=row["labels"],
     )
@@ -82,7 +83,7 @@ def port(row: Row, addresses: Iterable[Row]) -> Port:
         name=row["name"],
         mac=Mac.parse(row["mac"]),
         kind=PortKind(row["kind"]),
-        addresses=tuple(sorted(IPv4Address(address["ip"]) for address in addresses)),
+        addresses=tuple(sorted((ip_address(address["ip"]) for address in addresses), key=_order)),
         labels=row["labels"],
     )
 
@@ -128,4 +129,9 @@ def host(row: Row) -> Host:
 
 def address_range(text: str) -> AddressRange:
     first, _, last = text.partition("-")
-    return AddressRange(first=IPv4Address(first), last=IPv4Address(last))
+    return AddressRange(first=ip_address(first), last=ip_address(last))
+
+
+def _order(address: IPAddress) -> tuple[int, int]:
+    """IPv4 before IPv6."""
+    return address.version, int(address)

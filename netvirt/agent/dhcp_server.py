@@ -1,6 +1,7 @@
 """Answering the DHCP requests that the switch punts: which port asks, and what it is told."""
 
 from collections import Counter
+from ipaddress import IPv4Address, IPv4Network
 
 import structlog
 
@@ -57,25 +58,25 @@ class DhcpServer:
 
 
 def lease_of(port: Port, network: Network) -> dhcp.Lease | None:
-    """The lease of a port's first address in a subnet that has DHCP; none for a host. Pure.
+    """The lease of a port's IPv4 address, if its subnet has DHCP; none for a host. Pure.
 
     With host access there is somebody behind the gateway's address, and so a default route.
     """
-    if port.kind is PortKind.HOST:
+    subnet = network.subnet(4)
+    address = next((ip for ip in port.addresses if isinstance(ip, IPv4Address)), None)
+    if port.kind is PortKind.HOST or subnet is None or not subnet.dhcp or address is None:
         return None
-    for address in port.addresses:
-        for subnet in network.subnets:
-            if subnet.dhcp and address in subnet.cidr:
-                return dhcp.Lease(
-                    ip=address,
-                    network=subnet.cidr,
-                    server_ip=subnet.gateway,
-                    server_mac=str(GATEWAY_MAC),
-                    mtu=network.mtu_bytes,
-                    dns=subnet.dns,
-                    routes=(),
-                    router=subnet.gateway if network.host_access else None,
-                    lease_time_s=LEASE_TIME_S,
-                    hostname=port.name,
-                )
-    return None
+    assert isinstance(subnet.cidr, IPv4Network)
+    assert isinstance(subnet.gateway, IPv4Address)
+    return dhcp.Lease(
+        ip=address,
+        network=subnet.cidr,
+        server_ip=subnet.gateway,
+        server_mac=str(GATEWAY_MAC),
+        mtu=network.mtu_bytes,
+        dns=tuple(server for server in subnet.dns if isinstance(server, IPv4Address)),
+        routes=(),
+        router=subnet.gateway if network.host_access else None,
+        lease_time_s=LEASE_TIME_S,
+        hostname=port.name,
+    )

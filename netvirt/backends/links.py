@@ -10,14 +10,15 @@ import socket
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv6Interface, ip_interface
 from typing import Any
 from uuid import UUID
 
 from pyroute2 import IPRoute, NetlinkError
 
 from netvirt.backends import namespaces
-from netvirt.backends.link_settings import disable_transmit_checksums, seclude
+from netvirt.backends.link_settings import disable_transmit_checksums, enable_ipv6, seclude
+from netvirt.model import MINIMUM_MTU, IPAddress, IPNetwork
 from tenancy.errors import AlreadyExists, BackendUnavailable, InvalidRequest, Refused, VirtkitError
 
 _NAME = re.compile(r"[^\s/:]{1,15}")
@@ -26,14 +27,21 @@ _ALIAS = re.compile(r"virtkit [a-z]+ ([0-9a-f-]{36})")
 # The least that IPv4 allows (RFC 791), and the most that a veth does.
 _MTU_RANGE = range(68, 65536)
 _TAP = 2  # IFF_TAP of linux/if_tun.h
+# Of linux/if_addr.h and linux/rtnetlink.h.
+_IFA_F_NODAD, _IFA_F_DADFAILED, _IFA_F_TENTATIVE = 0x02, 0x08, 0x40
+_RT_SCOPE_LINK = 253
+
+IPInterface = IPv4Interface | IPv6Interface
 # NETNSA_NSID_NOT_ASSIGNED of linux/net_namespace.h, unsigned.
 _NO_NAMESPACE_ID = 0xFFFF_FFFF
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    destination: IPv4Network
-    via: IPv4Address
+    """A route; without `via`, who is asked for is on the link itself."""
+
+    destination: IPNetwork
+    via: IPAddress | None = None
 
 
 def link_name(port_id: UUID) -> str:
@@ -48,19 +56,27 @@ def plug_veth(
     name: str,
     mac: str,
     mtu: int,
-    addresses: Iterable[IPv4Interface] = (),
+    addresses: Iterable[IPInterface] = (),
     routes: Iterable[Route] = (),
     checksum_offload: bool = False,
     maker: str = "port",
 ) -> str:
     """Give a namespace an interface for a port; returns the name of the end on the host.
 
-    `netns` is a name under /run/netns, a path, or a process id. Without `checksum_offload` the
+    `netns` is a name under /run/netns, a path, or a process id. The interface speaks IPv6 if it
+    has an address of it, and can use that at once. Without `checksum_offload` the
     namespace computes the checksums of what it sends, which it must where the switch forwards
     in userspace: nobody else would. `maker` is noted in the link's alias, for `made_by`.
     Idempotent; a link that this call made goes if it fails.
     """
+    addresses = frozenset(addresses)
+    speaks_ipv6 = any(address.version == 6 for address in addresses)
     _check(name, mac, mtu)
+    if speaks_ipv6 and mtu < MINIMUM_MTU[6]:
+        raise InvalidRequest(
+            f"interface {name}: MTU {mtu} is less than the {MINIMUM_MTU[6]} that IPv6 needs "
+            "(RFC 8200). Raise it, or give it no IPv6 address."
+        )
     host = link_name(port_id)
     with (
         namespaces.opened(netns) as namespace,
@@ -82,6 +98,8 @@ def plug_veth(
             end = _link(inside, name)
             if not made:
                 _set(inside, end, address=mac, mtu=mtu)
+            if speaks_ipv6:
+                enable_ipv6(name)
             _ensure_addresses(inside, end["index"], addresses, made)
             inside.link("set", index=end["index"], state="up")
             _ensure_routes(inside, end["index"], routes)
@@ -263,22 +281,33 @@ def _make_pair(
 
 
 def _ensure_addresses(
-    inside: IPRoute, index: int, addresses: Iterable[IPv4Interface], is_new: bool
+    inside: IPRoute, index: int, wanted: frozenset[IPInterface], is_new: bool
 ) -> None:
-    wanted = {(str(address.ip), address.network.prefixlen) for address in addresses}
-    found = set()
-    if not is_new:
-        for address in inside.get_addr(family=socket.AF_INET, index=index):
-            found.add((address.get_attr("IFA_ADDRESS"), address["prefixlen"]))
-    for ip, prefix in found - wanted:
-        inside.addr("del", index=index, address=ip, prefixlen=prefix)
-    for ip, prefix in wanted - found:
-        inside.addr("add", index=index, address=ip, prefixlen=prefix)
+    found: set[IPInterface] = set()
+    for entry in () if is_new else inside.get_addr(index=index):
+        address = ip_interface((entry.get_attr("IFA_ADDRESS"), entry["prefixlen"]))
+        # Every interface that speaks IPv6 has a link-local address, which the kernel sees to.
+        if address.version == 6 and address.is_link_local:
+            continue
+        in_doubt = entry["flags"] & (_IFA_F_TENTATIVE | _IFA_F_DADFAILED)
+        if address in wanted and not in_doubt:
+            found.add(address)
+        else:
+            ip, prefix = str(address.ip), address.network.prefixlen
+            inside.addr("del", index=index, address=ip, prefixlen=prefix)
+    for address in wanted - found:
+        # Nobody else can have it, and whoever asks first must not wait until that is proven.
+        flags = {"flags": _IFA_F_NODAD} if address.version == 6 else {}
+        ip, prefix = str(address.ip), address.network.prefixlen
+        inside.addr("add", index=index, address=ip, prefixlen=prefix, **flags)
 
 
 def _ensure_routes(inside: IPRoute, index: int, routes: Iterable[Route]) -> None:
     for route in routes:
-        inside.route("replace", dst=str(route.destination), gateway=str(route.via), oif=index)
+        how: dict[str, Any] = {"gateway": str(route.via)} if route.via else {}
+        if not route.via and route.destination.version == 4:
+            how = {"scope": _RT_SCOPE_LINK}
+        inside.route("replace", dst=str(route.destination), oif=index, **how)
 
 
 def _set(netlink: IPRoute, link: Any, **wanted: str | int) -> None:

@@ -16,7 +16,7 @@ from os_ken.ofproto import ofproto_v1_5_parser as parser
 
 from netvirt.backends.openflow_messages import BUNDLE_FLAGS, DATAPATH, HEADER, VERSION, encode
 from netvirt.observed import InstalledFlow
-from netvirt.pipeline.fields import Field, Kind
+from netvirt.pipeline.fields import IP_FRAGMENT, Field, Kind
 from netvirt.pipeline.flow import (
     Action,
     Condition,
@@ -32,7 +32,11 @@ from netvirt.pipeline.flow import (
 
 # The names of ovs-fields(7) under which os-ken does not know the field.
 _OXM_NAMES = {
+    "nd_sll": "ipv6_nd_sll",
+    "nd_target": "ipv6_nd_target",
+    "nd_tll": "ipv6_nd_tll",
     "nw_dst": "ipv4_dst",
+    "nw_frag": "ip_frag",
     "nw_proto": "ip_proto",
     "nw_src": "ipv4_src",
     "tun_dst": "tun_ipv4_dst",
@@ -96,10 +100,16 @@ def _flow_mod(
 
 def _match(conditions: tuple[Condition, ...]) -> bytes:
     # A field must come after those that it presupposes (eth_type before nw_src), and the order
-    # of the numbers, which are the first bytes of the headers, is such an order.
-    oxms = b"".join(sorted([_oxm(c.field, c.value, c.mask) for c in conditions]))
+    # of the numbers, which are the first bytes of the headers, is such an order: but for one.
+    ordered = sorted([_oxm(c.field, c.value, c.mask) for c in conditions], key=_order)
+    oxms = b"".join(ordered)
     length = _MATCH.size + len(oxms)
     return _MATCH.pack(ofproto.OFPMT_OXM, length) + oxms + _PADDING[length % 8]
+
+
+def _order(oxm: bytes) -> tuple[bool, bytes]:
+    """Open vSwitch's own nw_frag has a number below that of eth_type, which it presupposes."""
+    return oxm.startswith(_IP_FRAG), oxm
 
 
 def _oxm(field: Field, value: int, mask: int | None = None) -> bytes:
@@ -127,6 +137,9 @@ def _oxm_number(name: str) -> Any:
 
 def _oxm_name(name: str) -> str:
     return _OXM_NAMES.get(name, name)
+
+
+_IP_FRAG = tuple(_oxm_header(IP_FRAGMENT.name, 1, masked)[:3] for masked in (False, True))
 
 
 def _instructions(actions: tuple[Action, ...]) -> bytes:
@@ -177,7 +190,7 @@ def _os_ken_action(action: Action) -> Any:
         case Meter(id):
             return parser.OFPActionMeter(id)
         case SetField(field, value):
-            number = field.kind in (Kind.DECIMAL, Kind.HEX)
+            number = field.kind in (Kind.DECIMAL, Kind.HEX, Kind.FRAGMENT)
             told = value if number else field.text(value)
             return parser.OFPActionSetField(**{_oxm_name(field.name): told})
         case _:

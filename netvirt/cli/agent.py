@@ -3,7 +3,6 @@
 import os
 import signal
 from importlib.metadata import version
-from ipaddress import IPv4Address
 from typing import Annotated
 
 import typer
@@ -42,7 +41,7 @@ def run(
         )
     if datapath not in (None, KERNEL, USERSPACE):
         raise InvalidRequest(f"datapath {datapath!r} is none. Choose {KERNEL} or {USERSPACE}.")
-    endpoint: IPv4Address = admit.parse_address(f"host {settings.host.name}: tunnel IP", text)
+    endpoint = admit.parse_endpoint(f"host {settings.host.name}: tunnel IP", text)
     config = AgentConfig(
         db=settings.db,
         host_name=settings.host.name,

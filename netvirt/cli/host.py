@@ -23,7 +23,7 @@ def create(
     output: Output = Format.TABLE,
 ) -> None:
     """Enter a host before its agent first runs; agents enter themselves otherwise."""
-    endpoint = admit.parse_address(f"host {name}", tunnel_ip) if tunnel_ip else None
+    endpoint = admit.parse_endpoint(f"host {name}: tunnel IP", tunnel_ip) if tunnel_ip else None
     labels = parse_pairs("label", label)
     with session(context).fabric() as fabric:
         made = hosts.create(fabric, name, tunnel_ip=endpoint, labels=labels)

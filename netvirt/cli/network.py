@@ -30,14 +30,18 @@ def create(
     context: typer.Context,
     name: str,
     tenant: Tenant,
-    cidr: Annotated[str, typer.Option(help="Addresses of the network: 10.1.0.0/24.")],
+    cidr: Annotated[
+        list[str],
+        typer.Option(help="Addresses of the network: 10.1.0.0/24, fd00:1::/64, or one of either."),
+    ],
     overlay: Annotated[Overlay, typer.Option(help="How hosts carry it.")] = Overlay.VXLAN,
     segment_id: Annotated[
         int | None, typer.Option(help="1 to 16777215; else allocated.", show_default=False)
     ] = None,
     mtu: Mtu = None,
     gateway: Annotated[
-        str | None, typer.Option(help="Reserved for the router; else the first address.")
+        list[str] | None,
+        typer.Option(help="Reserved for the router, one a family; else the first address."),
     ] = None,
     pool: Annotated[
         list[str] | None, typer.Option(help="FIRST-LAST to allocate from, repeatable; else all.")
@@ -48,14 +52,14 @@ def create(
     label: Labels = None,
     output: Output = Format.TABLE,
 ) -> None:
-    """Create a network."""
+    """Create a network, of IPv4 or IPv6 or both."""
     request = NetworkRequest(
         name=name,
-        cidr=cidr,
+        cidrs=cidr,
         overlay=overlay,
         segment_id=segment_id,
         mtu=mtu,
-        gateway=gateway,
+        gateways=gateway or (),
         pools=pool or (),
         dns=dns or (),
         dhcp=dhcp,

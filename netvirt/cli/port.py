@@ -31,14 +31,15 @@ def create(
     kind: Annotated[PortKind, typer.Option(help="What will use it.")] = PortKind.CONTAINER,
     mac: Annotated[str | None, typer.Option(help="Else allocated.", show_default=False)] = None,
     ip: Annotated[
-        list[str] | None, typer.Option(help="Address, repeatable; else allocated.")
+        list[str] | None,
+        typer.Option(help="Address, one a family; what is not given is allocated."),
     ] = None,
     label: Labels = None,
     wait: Wait = False,
     wait_timeout: WaitTimeout = WAIT_DEFAULT,
     output: Output = Format.TABLE,
 ) -> None:
-    """Create a port, with a MAC and an IP address."""
+    """Create a port, with a MAC and an address in each of the network's subnets."""
     owner, where = _required(name, tenant, network)
     request = PortRequest(
         name=name, kind=kind, mac=mac, addresses=ip or (), labels=parse_pairs("label", label)

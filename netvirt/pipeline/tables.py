@@ -6,6 +6,9 @@ Numbers leave gaps where conntrack, policy, routing and load balancing will go.
 from dataclasses import dataclass
 from enum import IntEnum
 
+from netvirt.pipeline import fields as f
+from netvirt.pipeline.flow import Action, Goto, SetField
+
 
 class Reason(IntEnum):
     """Why a packet is dropped; table `drop` counts each."""
@@ -20,6 +23,11 @@ class Reason(IntEnum):
     UNKNOWN_DESTINATION = 8
     UNKNOWN_NETWORK = 9
     ETHERTYPE = 10
+    IP_VERSION = 11
+    IPV6_HEADERS = 12
+    ROUTER = 13
+    ND_SOURCE = 14
+    ND_UNKNOWN = 15
 
     @property
     def label(self) -> str:
@@ -33,11 +41,16 @@ EXPLANATION = {
     Reason.MAC_SOURCE: "source MAC address is not the port's own",
     Reason.ARP_SOURCE: "ARP sender addresses are not the port's own",
     Reason.IP_SOURCE: "source IP address is not the port's own",
-    Reason.DHCP_SERVER: "a port played DHCP server",
+    Reason.DHCP_SERVER: "a port played DHCP or DHCPv6 server",
     Reason.ARP_UNKNOWN: "ARP request for an address that no port of the network has",
     Reason.UNKNOWN_DESTINATION: "destination MAC address is no port's of the network",
-    Reason.ETHERTYPE: "is neither IPv4 nor ARP, such as IPv6, which is not supported yet",
+    Reason.ETHERTYPE: "is neither IP nor ARP",
     Reason.UNKNOWN_NETWORK: "flooded in a network that this host does not hold",
+    Reason.IP_VERSION: "is IPv4 or IPv6 in a network that has no subnet of it",
+    Reason.IPV6_HEADERS: "extension headers hide what an IPv6 packet or its first fragment is",
+    Reason.ROUTER: "a port played IPv6 router: advertisement or redirect",
+    Reason.ND_SOURCE: "neighbour discovery with addresses that are not the port's own",
+    Reason.ND_UNKNOWN: "neighbour solicitation for an address that no port of the network has",
 }
 
 
@@ -57,6 +70,8 @@ FLOOD = Table(65, "flood", "head-end replication to all of the network", Reason.
 L2 = Table(60, "l2", "(segment, MAC) to local port or remote host", Reason.UNKNOWN_DESTINATION)
 PUNT = Table(42, "punt", "DHCP to the agent, metered", L2)
 ARP = Table(40, "arp", "ARP requests answered in the switch", PUNT)
+ND = Table(41, "nd", "neighbour solicitations sent to the port they ask for", PUNT)
+GUARD_ND = Table(14, "guard-nd", "neighbour discovery must name the port's own addresses", ND)
 GUARD_IP = Table(12, "guard-ip", "source IP address must be the port's own", Reason.ETHERTYPE)
 GUARD_MAC = Table(10, "guard-mac", "source MAC and ARP must be the port's own", Reason.MAC_SOURCE)
 TUNNEL = Table(5, "tunnel", "tunnel's segment id to metadata", Reason.UNKNOWN_SEGMENT)
@@ -67,7 +82,9 @@ ALL_TABLES: tuple[Table, ...] = (
     TUNNEL,
     GUARD_MAC,
     GUARD_IP,
+    GUARD_ND,
     ARP,
+    ND,
     PUNT,
     L2,
     FLOOD,
@@ -79,3 +96,8 @@ ALL_TABLES: tuple[Table, ...] = (
 PUNT_METER = 1
 PUNT_RATE_PPS = 500
 METERS = {PUNT_METER: PUNT_RATE_PPS}
+
+
+def drop(reason: Reason) -> tuple[Action, ...]:
+    """The actions that drop a packet and count why."""
+    return (SetField(f.REASON, reason), Goto(DROP.id))

@@ -5,11 +5,10 @@ the network, with the host, or when the network loses host access.
 """
 
 from collections.abc import Iterable
-from ipaddress import IPv4Network
 from uuid import UUID
 
 from netvirt import admit, rows
-from netvirt.model import PortKind, host_port_name
+from netvirt.model import IPNetwork, PortKind, host_port_name
 from tenancy.backends.codec import Row, Value
 from tenancy.backends.fabric import Fabric
 from tenancy.backends.transaction import Transaction
@@ -20,7 +19,7 @@ def check_network(
     fabric: Fabric,
     transaction: Transaction,
     name: str,
-    cidrs: Iterable[IPv4Network],
+    cidrs: Iterable[IPNetwork],
     network: UUID | None = None,
 ) -> None:
     """Refuse host access to a network that its hosts could not tell from others.

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_network
 from uuid import UUID
 
 from netvirt import admit, allocate, rows
-from netvirt.model import SEGMENT_IDS, Host, Network, Overlay, PortKind
+from netvirt.model import SEGMENT_IDS, Host, IPNetwork, Network, Overlay, PortKind
 from netvirt.service import host_ports
 from netvirt.service.acknowledge import hosts_of_network, wait_for_hosts
 from tenancy import ledger
@@ -20,14 +21,17 @@ from tenancy.names import validate_name
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkRequest:
-    """What a user says of a network that does not exist yet; None leaves the choice to virtkit."""
+    """What a user says of a network that does not exist yet; None leaves the choice to virtkit.
+
+    One CIDR, or one of either family. Gateways, pools and DNS servers go to that of their family.
+    """
 
     name: str
-    cidr: str
+    cidrs: Sequence[str]
     overlay: Overlay = Overlay.VXLAN
     segment_id: int | None = None
     mtu: int | None = None
-    gateway: str | None = None
+    gateways: Sequence[str] = ()
     pools: Sequence[str] = ()
     dns: Sequence[str] = ()
     dhcp: bool = True
@@ -38,10 +42,10 @@ class NetworkRequest:
 def create(fabric: Fabric, tenant_name: str, request: NetworkRequest) -> Network:
     """A new network of the tenant, with its segment id and MTU."""
     name = validate_name("network", request.name)
-    plan = admit.plan_subnet(
+    plans = admit.plan_subnets(
         name,
-        request.cidr,
-        gateway_text=request.gateway,
+        request.cidrs,
+        gateway_texts=request.gateways,
         pool_texts=request.pools,
         dns_texts=request.dns,
         dhcp=request.dhcp,
@@ -49,14 +53,15 @@ def create(fabric: Fabric, tenant_name: str, request: NetworkRequest) -> Network
     if request.segment_id is not None:
         admit.check_segment_id(name, request.segment_id)
     hosts = [rows.host(row) for row in fabric.select("Host")]
-    mtu = admit.network_mtu(name, request.overlay, hosts, request.mtu)
+    versions = [plan.cidr.version for plan in plans]
+    mtu = admit.network_mtu(name, request.overlay, hosts, versions, request.mtu)
 
     def build(transaction: Transaction) -> None:
         # Read afresh each time: one that is deleted meanwhile must not be waited for.
         tenant = tenants.find(fabric, tenant_name)
         segment_id = request.segment_id or _allocate_segment(fabric, transaction, name)
         if request.host_access:
-            host_ports.check_network(fabric, transaction, name, [plan.cidr])
+            host_ports.check_network(fabric, transaction, name, [plan.cidr for plan in plans])
         network = transaction.insert(
             "Network",
             {
@@ -69,17 +74,18 @@ def create(fabric: Fabric, tenant_name: str, request: NetworkRequest) -> Network
                 "labels": request.labels or {},
             },
         )
-        transaction.insert(
-            "Subnet",
-            {
-                "network": network,
-                "cidr": str(plan.cidr),
-                "gateway": str(plan.gateway),
-                "pools": frozenset(map(str, plan.pools)),
-                "dns": frozenset(map(str, plan.dns)),
-                "dhcp": plan.dhcp,
-            },
-        )
+        for plan in plans:
+            transaction.insert(
+                "Subnet",
+                {
+                    "network": network,
+                    "cidr": str(plan.cidr),
+                    "gateway": str(plan.gateway),
+                    "pools": frozenset(map(str, plan.pools)),
+                    "dns": frozenset(map(str, plan.dns)),
+                    "dhcp": plan.dhcp,
+                },
+            )
         ledger.charge(transaction, tenant.id, tenant_name, {Resource.NETWORKS: 1})
 
     try:
@@ -147,29 +153,27 @@ def change(
     """Change what is not None. Guests learn a new MTU or DNS server when they renew their lease.
 
     Without host access, the hosts' own ports go."""
-    servers = (
-        None if dns is None else [admit.parse_address(f"network {name}", text) for text in dns]
-    )
 
     def build(transaction: Transaction) -> UUID:
         row = find(fabric, tenant_name, name)
+        subnets = {ip_network(one["cidr"]): one for one in fabric.select("Subnet", network=row.id)}
+        cidrs: dict[int, IPNetwork] = {cidr.version: cidr for cidr in subnets}
         if mtu is not None:
             hosts: list[Host] = [rows.host(host) for host in fabric.select("Host")]
-            checked = admit.network_mtu(name, Overlay(row["overlay"]), hosts, mtu)
+            checked = admit.network_mtu(name, Overlay(row["overlay"]), hosts, cidrs, mtu)
             transaction.update(row, {"mtu": checked})
         if labels is not None:
             transaction.update(row, {"labels": labels})
-        subnets = fabric.select("Subnet", network=row.id)
         if host_access is not None and host_access != row["host_access"]:
             if host_access:
-                cidrs = [rows.subnet(subnet).cidr for subnet in subnets]
-                host_ports.check_network(fabric, transaction, name, cidrs, row.id)
+                host_ports.check_network(fabric, transaction, name, subnets, row.id)
             else:
                 host_ports.remove_ports(fabric, transaction, network=row.id)
             transaction.update(row, {"host_access": host_access})
-        for subnet in subnets:
+        servers = None if dns is None else admit.dns_servers(name, dns, cidrs)
+        for cidr, subnet in subnets.items():
             if servers is not None:
-                transaction.update(subnet, {"dns": frozenset(map(str, servers))})
+                transaction.update(subnet, {"dns": frozenset(map(str, servers[cidr.version]))})
             if dhcp is not None:
                 transaction.update(subnet, {"dhcp": dhcp})
         transaction.guard(row)

@@ -5,7 +5,7 @@ idempotent; what a failed step left is taken away by `unplug`, or completed by p
 """
 
 from collections.abc import Sequence
-from ipaddress import IPv4Interface
+from ipaddress import ip_interface
 
 from netvirt.backends import attach, links
 from netvirt.service import host_ports
@@ -26,13 +26,12 @@ def plug_netns(fabric: Fabric, host_name: str, state: PortState, netns: str, int
     """
     _check_not_host_port(state, "plugged in")
     _check_free(fabric, host_name, state)
-    prefixes = {subnet.cidr for subnet in state.network.subnets}
     device = links.index(state.port.id)
     addresses = tuple(
-        IPv4Interface((address, cidr.prefixlen))
+        ip_interface((address, subnet.cidr.prefixlen))
         for address in state.port.addresses
-        for cidr in prefixes
-        if address in cidr
+        for subnet in state.network.subnets
+        if address in subnet.cidr
     )
     link = links.plug_veth(
         state.port.id,

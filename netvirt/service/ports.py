@@ -2,11 +2,21 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import ip_address
 from uuid import UUID
 
 from netvirt import admit, allocate, rows
-from netvirt.model import Binding, Mac, Network, NetworkId, Port, PortKind, Subnet, holder
+from netvirt.model import (
+    Binding,
+    IPAddress,
+    Mac,
+    Network,
+    NetworkId,
+    Port,
+    PortKind,
+    Subnet,
+    holder,
+)
 from netvirt.service import host_ports, networks
 from netvirt.service.acknowledge import hosts_of_network, wait_for_hosts
 from tenancy import ledger
@@ -59,9 +69,7 @@ def create(
     name = validate_name("port", request.name)
     admit.check_port_kind(name, request.kind)
     mac = admit.check_port_mac(name, Mac.parse(request.mac)) if request.mac else None
-    # An address that is named twice is meant once.
-    texts = dict.fromkeys(request.addresses)
-    wanted = [admit.parse_address(f"port {name}", text) for text in texts]
+    wanted = [admit.parse_address(f"port {name}", text) for text in request.addresses]
     made: list[Transaction] = []
 
     def build(transaction: Transaction) -> UUID:
@@ -93,13 +101,14 @@ def create(
 
     def is_race(error: UniqueViolation) -> bool:
         """Whether virtkit chose the value that is taken, and so can choose another."""
-        chose_mac, chose_address = mac is None, not wanted
-        return ("mac" in error.columns and chose_mac) or ("ip" in error.columns and chose_address)
+        if "mac" in error.columns:
+            return mac is None
+        return "ip" in error.columns and _named(error, wanted) is None
 
     try:
         network = fabric.change(build, is_race)
     except UniqueViolation as error:
-        raise _taken(error, name, network_name, request) from error
+        raise _taken(error, name, network_name, mac, wanted) from error
     except ReferenceViolation as error:
         raise Conflict(f"port {name}: network {network_name} has just been deleted.") from error
     if wait_s is not None:
@@ -245,21 +254,19 @@ def _choose_addresses(
     port: str,
     network: str,
     subnet_rows: list[Row],
-    wanted: Sequence[IPv4Address],
-) -> list[tuple[Row, IPv4Address]]:
+    wanted: Sequence[IPAddress],
+) -> list[tuple[Row, IPAddress]]:
+    """An address in every subnet: the one wanted there, or else a free one."""
     subnets = [(row, rows.subnet(row)) for row in subnet_rows]
-    if not wanted:
-        return [
-            (row, _allocate_address(fabric, transaction, port, network, row, subnet))
-            for row, subnet in subnets
-        ]
-    chosen = []
-    for address in wanted:
-        containing = [(row, subnet) for row, subnet in subnets if address in subnet.cidr]
-        row, subnet = containing[0] if containing else subnets[0]
-        admit.check_port_address(port, network, address, subnet.cidr, subnet.gateway)
-        chosen.append((row, address))
-    return chosen
+    given = admit.check_port_addresses(port, network, wanted, [subnet for _, subnet in subnets])
+    return [
+        (
+            row,
+            given.get(subnet.id)
+            or _allocate_address(fabric, transaction, port, network, row, subnet),
+        )
+        for row, subnet in subnets
+    ]
 
 
 def _allocate_address(
@@ -269,14 +276,14 @@ def _allocate_address(
     network: str,
     row: Row,
     subnet: Subnet,
-) -> IPv4Address:
+) -> IPAddress:
     """A free address; the transaction goes through only if nobody else was given it."""
-    cursor = IPv4Address(row["cursor"]) if row["cursor"] else None
+    cursor = ip_address(row["cursor"]) if row["cursor"] else None
     address = allocate.address(
         allocate.addresses_from(subnet.cidr, subnet.gateway, subnet.pools, cursor),
         is_taken=lambda ip: fabric.find("Address", network=row["network"], ip=str(ip)) is not None,
         all_taken=lambda: {
-            IPv4Address(taken["ip"]) for taken in fabric.select("Address", network=row["network"])
+            ip_address(taken["ip"]) for taken in fabric.select("Address", subnet=row.id)
         },
     )
     if address is None:
@@ -298,16 +305,27 @@ def _allocate_mac(fabric: Fabric, network: UUID, port: str) -> Mac:
         attempt += 1
 
 
-def _taken(error: UniqueViolation, port: str, network: str, request: PortRequest) -> AlreadyExists:
+def _named(error: UniqueViolation, addresses: Sequence[IPAddress]) -> IPAddress | None:
+    """Which of the addresses it is that the error says is taken, if any."""
+    return next((address for address in addresses if f'"{address}"' in str(error)), None)
+
+
+def _taken(
+    error: UniqueViolation,
+    port: str,
+    network: str,
+    mac: Mac | None,
+    addresses: Sequence[IPAddress],
+) -> AlreadyExists:
     choose = "Choose another, or omit it and one is allocated."
     if "mac" in error.columns:
         return AlreadyExists(
-            f"port {port}: MAC address {request.mac} is taken in network {network}. {choose}"
+            f"port {port}: MAC address {mac} is taken in network {network}. {choose}"
         )
     if "ip" in error.columns:
-        addresses = ", ".join(request.addresses)
+        address = _named(error, addresses)
         return AlreadyExists(
-            f"port {port}: address {addresses} is taken in network {network}. {choose}"
+            f"port {port}: address {address} is taken in network {network}. {choose}"
         )
     return AlreadyExists(f"port {port} of network {network} exists already. Choose another name.")
 

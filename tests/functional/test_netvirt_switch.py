@@ -25,6 +25,7 @@ from netvirt.pipeline.fields import (
     ETH_SRC,
     ETH_TYPE,
     FLAGS,
+    ICMPV6_TYPE,
     IP_PROTO,
     METADATA,
     OUTPUT,
@@ -103,17 +104,27 @@ def dump(host: PrivateSwitch, bridge: str = "br-int") -> list[str]:
 
 IP = Condition(ETH_TYPE, 0x0800)
 UDP = (IP, Condition(IP_PROTO, 17))
+IPV6 = Condition(ETH_TYPE, 0x86DD)
+ICMPV6 = (IPV6, Condition(IP_PROTO, 58))
+SOLICITATION = (*ICMPV6, Condition(ICMPV6_TYPE, 135))
+ADVERTISEMENT = (*ICMPV6, Condition(ICMPV6_TYPE, 136))
 ARP = (Condition(ETH_TYPE, 0x0806),)
 PREREQUISITES = {
     "nw_src": (IP,),
     "nw_dst": (IP,),
     "nw_proto": (IP,),
+    "nw_frag": (IP,),
+    "ipv6_src": (IPV6,),
+    "icmpv6_type": ICMPV6,
+    "nd_target": SOLICITATION,
+    "nd_sll": SOLICITATION,
+    "nd_tll": ADVERTISEMENT,
     "udp_src": UDP,
     "udp_dst": UDP,
 }
-ONLY_SOME_VALUES = {"in_port": 5, "eth_type": 0x88CC, "arp_op": 2}
-UNMASKED = {"in_port", "eth_type", "nw_proto", "arp_op"}
-READ_ONLY = {"in_port", "eth_type", "nw_proto"}
+ONLY_SOME_VALUES = {"in_port": 5, "eth_type": 0x88CC, "arp_op": 2, "nw_frag": 1}
+UNMASKED = {"in_port", "eth_type", "nw_proto", "nw_frag", "arp_op", "icmpv6_type"}
+READ_ONLY = {"in_port", "eth_type", "nw_proto", "nw_frag"}
 
 
 def prerequisites(field: Field) -> tuple[Condition, ...]:

@@ -83,7 +83,7 @@ def world(fabric: Fabric) -> dict[int, list[PortState]]:
     tenants.create(fabric, "red")
     made: dict[int, list[PortState]] = {}
     for number in range(10):
-        request = NetworkRequest(name=f"n{number}", cidr=f"10.{number}.0.0/24")
+        request = NetworkRequest(name=f"n{number}", cidrs=[f"10.{number}.0.0/24"])
         networks.create(fabric, "red", request)
         made[number] = [
             ports.create(fabric, "red", f"n{number}", PortRequest(name=f"p{i}")) for i in range(5)

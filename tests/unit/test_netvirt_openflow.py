@@ -43,7 +43,11 @@ from netvirt.pipeline.flow import (
 
 DATAPATH = ProtocolDesc(ofproto.OFP_VERSION)
 OS_KEN_NAMES = {
+    "nd_sll": "ipv6_nd_sll",
+    "nd_target": "ipv6_nd_target",
+    "nd_tll": "ipv6_nd_tll",
     "nw_dst": "ipv4_dst",
+    "nw_frag": "ip_frag",
     "nw_proto": "ip_proto",
     "nw_src": "ipv4_src",
     "tun_dst": "tun_ipv4_dst",
@@ -63,7 +67,8 @@ def os_ken_name(field: Field) -> str:
 
 
 def os_ken_value(field: Field, value: int) -> int | str:
-    return value if field.kind in (Kind.DECIMAL, Kind.HEX) else field.text(value)
+    number = field.kind in (Kind.DECIMAL, Kind.HEX, Kind.FRAGMENT)
+    return value if number else field.text(value)
 
 
 def os_ken_action(action: Action) -> Any:
@@ -94,6 +99,9 @@ def os_ken_message(flow: Flow, xid: int, bundle: int) -> bytes:
         else (os_ken_value(c.field, c.value & c.mask), os_ken_value(c.field, c.mask))
         for c in flow.match
     }
+    oxms = parser.OFPMatch(**match)
+    # os-ken puts this first, where no switch takes it: it presupposes eth_type.
+    oxms._fields2.sort(key=lambda oxm: oxm[0] == "ip_frag")
     actions = [os_ken_action(action) for action in flow.actions if not isinstance(action, Goto)]
     instructions = [parser.OFPInstructionActions(ofproto.OFPIT_APPLY_ACTIONS, actions)]
     gotos = [parser.OFPInstructionGotoTable(a.table) for a in flow.actions if isinstance(a, Goto)]
@@ -104,7 +112,7 @@ def os_ken_message(flow: Flow, xid: int, bundle: int) -> bytes:
         priority=flow.priority,
         out_port=ofproto.OFPP_ANY,
         out_group=ofproto.OFPG_ANY,
-        match=parser.OFPMatch(**match),
+        match=oxms,
         instructions=(instructions if actions else []) + gotos,
     )
     message = parser.OFPBundleAddMsg(

@@ -26,7 +26,7 @@ from tenancy.model import Resource
 @pytest.fixture(autouse=True)
 def red(fabric: Fabric) -> None:
     tenants.create(fabric, "red")
-    networks.create(fabric, "red", NetworkRequest(name="front", cidr="10.1.0.0/24"))
+    networks.create(fabric, "red", NetworkRequest(name="front", cidrs=["10.1.0.0/24"]))
 
 
 def at_once(remote: str, number: int, act: Callable[[Fabric, int], None]) -> list[VirtkitError]:
@@ -88,7 +88,7 @@ def test_networks_made_at_once_get_different_segments(fabric: Fabric, fabric_rem
         fabric_remote,
         20,
         lambda mine, index: void(
-            networks.create(mine, "red", NetworkRequest(name=f"n{index}", cidr="10.2.0.0/24"))
+            networks.create(mine, "red", NetworkRequest(name=f"n{index}", cidrs=["10.2.0.0/24"]))
         ),
     )
 
@@ -98,15 +98,15 @@ def test_networks_made_at_once_get_different_segments(fabric: Fabric, fabric_rem
 
 
 def test_a_segment_id_chosen_by_hand_is_passed_over(fabric: Fabric) -> None:
-    networks.create(fabric, "red", NetworkRequest(name="two", cidr="10.2.0.0/24", segment_id=2))
+    networks.create(fabric, "red", NetworkRequest(name="two", cidrs=["10.2.0.0/24"], segment_id=2))
 
-    third = networks.create(fabric, "red", NetworkRequest(name="three", cidr="10.3.0.0/24"))
+    third = networks.create(fabric, "red", NetworkRequest(name="three", cidrs=["10.3.0.0/24"]))
 
     assert third.segment_id == 3
 
 
 def test_a_full_network_says_so_and_a_freed_address_is_found(fabric: Fabric) -> None:
-    networks.create(fabric, "red", NetworkRequest(name="tiny", cidr="10.9.0.0/29"))
+    networks.create(fabric, "red", NetworkRequest(name="tiny", cidrs=["10.9.0.0/29"]))
     for index in range(5):
         ports.create(fabric, "red", "tiny", PortRequest(name=f"p{index}"))
 
@@ -129,7 +129,7 @@ def test_an_address_just_given_back_is_the_last_to_be_given_out(fabric: Fabric) 
 
 def test_addresses_come_from_the_pools(fabric: Fabric) -> None:
     request = NetworkRequest(
-        name="pooled", cidr="10.8.0.0/24", pools=["10.8.0.50-10.8.0.51", "10.8.0.99-10.8.0.99"]
+        name="pooled", cidrs=["10.8.0.0/24"], pools=["10.8.0.50-10.8.0.51", "10.8.0.99-10.8.0.99"]
     )
     networks.create(fabric, "red", request)
 
@@ -157,7 +157,7 @@ def test_the_mtu_is_what_the_smallest_underlay_leaves(fabric: Fabric) -> None:
 
     made = {
         overlay: networks.create(
-            fabric, "red", NetworkRequest(name=overlay, cidr="10.4.0.0/24", overlay=overlay)
+            fabric, "red", NetworkRequest(name=overlay, cidrs=["10.4.0.0/24"], overlay=overlay)
         ).mtu_bytes
         for overlay in Overlay
     }
@@ -266,7 +266,7 @@ def test_a_tenant_that_is_deleted_meanwhile_is_not_waited_for(fabric: Fabric) ->
     began = time.monotonic()
 
     with pytest.raises(QuotaExceeded, match="tenant blue has no quota of networks"):
-        networks.create(fabric, "blue", NetworkRequest(name="back", cidr="10.2.0.0/24"))
+        networks.create(fabric, "blue", NetworkRequest(name="back", cidrs=["10.2.0.0/24"]))
 
     assert time.monotonic() - began < 5
 
@@ -314,4 +314,4 @@ def test_an_underlay_too_small_for_ipv4_is_named(fabric: Fabric) -> None:
     transaction.commit()
 
     with pytest.raises(InvalidRequest, match="an underlay MTU of 600 leaves 550 for vxlan"):
-        networks.create(fabric, "red", NetworkRequest(name="back", cidr="10.2.0.0/24"))
+        networks.create(fabric, "red", NetworkRequest(name="back", cidrs=["10.2.0.0/24"]))
