@@ -37,7 +37,7 @@ def red(fabric: Fabric) -> Iterator[None]:
 def make(
     fabric: Fabric, tenant: str, name: str, cidr: str, *, host_access: bool = False
 ) -> Network:
-    request = NetworkRequest(name=name, cidr=cidr, host_access=host_access)
+    request = NetworkRequest(name=name, cidrs=[cidr], host_access=host_access)
     return networks.create(fabric, tenant, request)
 
 
