@@ -224,13 +224,14 @@ class Attachments:
     def _look_into(self, call: Call) -> bool:
         """Whether the container has a default route already. Raises for a namespace not to use."""
         try:
-            if container_links.is_own(call.netns):
+            namespace = container_links.look_into(call.netns)
+            if namespace.is_our_own:
                 raise CniError(
                     Code.INVALID_ENVIRONMENT,
                     f"CNI_NETNS {call.netns} is the host's own network namespace. The runtime must "
                     "give the container's.",
                 )
-            return call.default_route is None and container_links.has_default_route(call.netns)
+            return namespace.has_default_route
         except NotFound as error:
             raise CniError(Code.UNKNOWN_CONTAINER, str(error)) from error
 

@@ -1,7 +1,9 @@
 """Looking into a container's network namespace, by netlink. Nothing is changed here."""
 
 import errno
+import os
 import socket
+from dataclasses import dataclass
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
@@ -15,29 +17,43 @@ from tenancy.errors import BackendUnavailable
 _IFF_UP = 1
 _MAIN_TABLE = 254  # RT_TABLE_MAIN of linux/rtnetlink.h
 _FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
+# Files of proc_net(5) with the main routing tables, and where a line has the destination and its
+# mask or length, in hexadecimal. Each namespace has a route to nowhere, over its loopback.
+_ROUTING_TABLES = (("route", 1, 7), ("ipv6_route", 0, 1))
+_NO_WAY = ("lo",)
 _EVERYWHERE = {4: "0.0.0.0/0", 6: "::/0"}
 
 
-def is_own(netns: str) -> bool:
-    """Whether this is the namespace that we are in ourselves. Raises `NotFound`."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Namespace:
+    """What is to be known of a container's namespace before it gets an interface."""
+
+    is_our_own: bool
+    has_default_route: bool
+
+
+def look_into(netns: str) -> Namespace:
+    """See `Namespace`. Raises `NotFound` if there is no namespace at that path."""
     with namespaces.opened(netns) as descriptor:
-        own = Path("/proc/thread-self/ns/net").stat()
-        return Path(f"/proc/self/fd/{descriptor}").stat().st_ino == own.st_ino
+        own = Path("/proc/thread-self/ns/net").stat().st_ino
+        is_our_own = os.fstat(descriptor).st_ino == own
+        with namespaces.entered(descriptor):
+            has_default_route = any(map(_has_default_route, _ROUTING_TABLES))
+    return Namespace(is_our_own=is_our_own, has_default_route=has_default_route)
 
 
-def has_default_route(netns: str) -> bool:
-    """Whether the namespace has a default route, of either family. Raises `NotFound`."""
-    with (
-        namespaces.opened(netns) as descriptor,
-        namespaces.entered(descriptor),
-        IPRoute() as inside,
-    ):
-        return any(
-            route["dst_len"] == 0
-            for family in _FAMILIES.values()
-            for route in inside.get_routes(family=family, table=_MAIN_TABLE)
-            if route.get_attr("RTA_GATEWAY") or route.get_attr("RTA_OIF")
-        )
+def _has_default_route(table: tuple[str, int, int]) -> bool:
+    name, destination, length = table
+    try:
+        lines = Path("/proc/thread-self/net", name).read_text().splitlines()
+    except FileNotFoundError:  # a kernel without IPv6
+        return False
+    columns = (line.split() for line in lines)
+    return any(
+        not row[destination].strip("0") and not row[length].strip("0") and row[-1] not in _NO_WAY
+        for row in columns
+        if len(row) > length
+    )
 
 
 def inspect(netns: str, name: str) -> LinkState | None:

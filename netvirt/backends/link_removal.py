@@ -5,14 +5,16 @@ twenty more, until every processor has let go of it (rcu_barrier in net/core/dev
 removal has a thread, and the loop asks whether the link is still to be seen.
 """
 
+import errno
 import socket
 from concurrent.futures import Future, ThreadPoolExecutor
 from uuid import UUID
 
 import structlog
+from pyroute2 import NetlinkError
 
-from netvirt.backends import links
-from tenancy.errors import VirtkitError
+from netvirt.backends import links, netlink
+from tenancy.errors import BackendUnavailable, VirtkitError
 
 log = structlog.get_logger()
 
@@ -25,7 +27,7 @@ class LinkRemover:
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="link-removal")
-        self._under_way: dict[UUID, Future[bool]] = {}
+        self._under_way: dict[UUID, Future[None]] = {}
 
     def __bool__(self) -> bool:
         """Whether anybody waits for a link to go out of sight."""
@@ -40,7 +42,7 @@ class LinkRemover:
         visible = _is_visible(links.link_name(port_id))
         if removal is None:
             if visible:
-                self._under_way[port_id] = self._threads.submit(links.unplug, port_id)
+                self._under_way[port_id] = self._threads.submit(_remove, port_id)
             return not visible
         if removal.done():
             del self._under_way[port_id]
@@ -58,6 +60,19 @@ class LinkRemover:
         self._threads.shutdown()
 
 
+def _remove(port_id: UUID) -> None:
+    """Remove the port's link; its name, made of the port's id, is nobody else's."""
+    name = links.link_name(port_id)
+    try:
+        with netlink.Channel() as here:
+            here.send(netlink.no_link(socket.if_nametoindex(name)))
+    except NetlinkError as error:
+        if error.code != errno.ENODEV:
+            raise BackendUnavailable(f"link {name} can't be removed ({error}).") from error
+    except OSError:
+        return  # It has gone with its namespace.
+
+
 def _is_visible(name: str) -> bool:
     try:
         # Unlike netlink, this doesn't wait for the kernel's lock on links.
@@ -67,7 +82,7 @@ def _is_visible(name: str) -> bool:
     return True
 
 
-def _note_failure(removal: Future[bool]) -> None:
+def _note_failure(removal: Future[None]) -> None:
     error = removal.exception()
     if isinstance(error, VirtkitError):
         log.warning("link not removed", reason=str(error))

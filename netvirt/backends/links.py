@@ -16,7 +16,7 @@ from uuid import UUID
 
 from pyroute2 import IPRoute, NetlinkError
 
-from netvirt.backends import namespaces
+from netvirt.backends import namespaces, netlink
 from netvirt.backends.link_settings import disable_transmit_checksums, enable_ipv6, seclude
 from netvirt.model import MINIMUM_MTU, IPAddress, IPNetwork
 from tenancy.errors import AlreadyExists, BackendUnavailable, InvalidRequest, Refused, VirtkitError
@@ -27,9 +27,8 @@ _ALIAS = re.compile(r"virtkit [a-z]+ ([0-9a-f-]{36})")
 # The least that IPv4 allows (RFC 791), and the most that a veth does.
 _MTU_RANGE = range(68, 65536)
 _TAP = 2  # IFF_TAP of linux/if_tun.h
-# Of linux/if_addr.h and linux/rtnetlink.h.
-_IFA_F_NODAD, _IFA_F_DADFAILED, _IFA_F_TENTATIVE = 0x02, 0x08, 0x40
-_RT_SCOPE_LINK = 253
+# Of linux/if_addr.h.
+_IFA_F_DADFAILED, _IFA_F_TENTATIVE = 0x08, 0x40
 
 IPInterface = IPv4Interface | IPv6Interface
 # NETNSA_NSID_NOT_ASSIGNED of linux/net_namespace.h, unsigned.
@@ -81,32 +80,29 @@ def plug_veth(
     with (
         namespaces.opened(netns) as namespace,
         _translated(f"interface {name} in network namespace {netns}"),
-        IPRoute() as here,
         ExitStack() as undo,
     ):
-        link = _own_link(here, host, port_id)
-        if link is not None and not _is_pair(here, link, namespace, name):
-            _delete(here, host)
-            link = None
-        made = link is None
-        if made:
-            _make_pair(here, host, netns, namespace, name, mac, mtu)
-            undo.callback(_delete, here, host)
-            link = _link(here, host)
+        pair = netlink.new_veth(host, mtu, name, mac, namespace)
+        with netlink.Channel() as here:
+            is_new = here.try_to(pair) or _ensure_pair(port_id, pair, netns, namespace, name)
+            if is_new:
+                undo.callback(_remove, host)
+            here.send(netlink.link_alias(host, _alias(port_id, maker)))
         seclude(host)
-        with namespaces.entered(namespace), IPRoute() as inside:
-            end = _link(inside, name)
-            if not made:
-                _set(inside, end, address=mac, mtu=mtu)
+        with namespaces.entered(namespace):
             if speaks_ipv6:
                 enable_ipv6(name)
-            _ensure_addresses(inside, end["index"], addresses, made)
-            inside.link("set", index=end["index"], state="up")
-            _ensure_routes(inside, end["index"], routes)
+            if not is_new:
+                _mend(name, mac, mtu, addresses)
+            with netlink.Channel() as inside:
+                index = socket.if_nametoindex(name)
+                inside.send(
+                    netlink.link_up(index),
+                    *(netlink.new_address(index, address) for address in addresses),
+                    *(netlink.new_route(index, route.destination, route.via) for route in routes),
+                )
             if not checksum_offload:
                 disable_transmit_checksums(name)
-        alias = _alias(port_id, maker)
-        here.link("set", index=link["index"], mtu=mtu, ifalias=alias, state="up")
         undo.pop_all()
     return host
 
@@ -243,6 +239,11 @@ def _delete(here: IPRoute, name: str) -> bool:
     return True
 
 
+def _remove(name: str) -> None:
+    with IPRoute() as here:
+        _delete(here, name)
+
+
 def _is_pair(here: IPRoute, link: Any, namespace: int, name: str) -> bool:
     """Whether the other end of this veth is the link of that name in the namespace."""
     if _kind(link) != "veth":
@@ -265,49 +266,39 @@ def _namespace_id(here: IPRoute, namespace: int) -> int | None:
     return None if number == _NO_NAMESPACE_ID else int(number)
 
 
-def _make_pair(
-    here: IPRoute, host: str, netns: str, namespace: int, name: str, mac: str, mtu: int
-) -> None:
-    peer = {"ifname": name, "address": mac, "mtu": mtu, "net_ns_fd": namespace}
-    try:
-        here.link("add", ifname=host, kind="veth", mtu=mtu, peer=peer)
-    except NetlinkError as error:
-        if error.code != errno.EEXIST:
-            raise
-        raise AlreadyExists(
-            f"network namespace {netns} already has an interface {name}, of another port or not "
-            "of virtkit's. Choose another name, or unplug the other port first."
-        ) from error
+def _ensure_pair(port_id: UUID, pair: Any, netns: str, namespace: int, name: str) -> bool:
+    """Find the port's pair, or make it in the place of a rest of one; whether it is new."""
+    host = link_name(port_id)
+    with IPRoute() as here:
+        link = _own_link(here, host, port_id)
+        if link is not None and _is_pair(here, link, namespace, name):
+            here.link("set", index=link["index"], mtu=pair.get_attr("IFLA_MTU"), state="up")
+            return False
+        if link is not None:
+            _delete(here, host)
+    with netlink.Channel() as fresh:
+        if not fresh.try_to(pair):
+            raise AlreadyExists(
+                f"network namespace {netns} already has an interface {name}, of another port or "
+                "not of virtkit's. Choose another name, or unplug the other port first."
+            )
+    return True
 
 
-def _ensure_addresses(
-    inside: IPRoute, index: int, wanted: frozenset[IPInterface], is_new: bool
-) -> None:
-    found: set[IPInterface] = set()
-    for entry in () if is_new else inside.get_addr(index=index):
-        address = ip_interface((entry.get_attr("IFA_ADDRESS"), entry["prefixlen"]))
-        # Every interface that speaks IPv6 has a link-local address, which the kernel sees to.
-        if address.version == 6 and address.is_link_local:
-            continue
-        in_doubt = entry["flags"] & (_IFA_F_TENTATIVE | _IFA_F_DADFAILED)
-        if address in wanted and not in_doubt:
-            found.add(address)
-        else:
-            ip, prefix = str(address.ip), address.network.prefixlen
-            inside.addr("del", index=index, address=ip, prefixlen=prefix)
-    for address in wanted - found:
-        # Nobody else can have it, and whoever asks first must not wait until that is proven.
-        flags = {"flags": _IFA_F_NODAD} if address.version == 6 else {}
-        ip, prefix = str(address.ip), address.network.prefixlen
-        inside.addr("add", index=index, address=ip, prefixlen=prefix, **flags)
-
-
-def _ensure_routes(inside: IPRoute, index: int, routes: Iterable[Route]) -> None:
-    for route in routes:
-        how: dict[str, Any] = {"gateway": str(route.via)} if route.via else {}
-        if not route.via and route.destination.version == 4:
-            how = {"scope": _RT_SCOPE_LINK}
-        inside.route("replace", dst=str(route.destination), oif=index, **how)
+def _mend(name: str, mac: str, mtu: int, wanted: frozenset[IPInterface]) -> None:
+    """Bring back what was changed on an interface, but for what is missing."""
+    with IPRoute() as inside:
+        end = _link(inside, name)
+        _set(inside, end, address=mac, mtu=mtu)
+        for entry in inside.get_addr(index=end["index"]):
+            address = ip_interface((entry.get_attr("IFA_ADDRESS"), entry["prefixlen"]))
+            # Every interface that speaks IPv6 has a link-local address; the kernel sees to it.
+            if address.version == 6 and address.is_link_local:
+                continue
+            in_doubt = entry["flags"] & (_IFA_F_TENTATIVE | _IFA_F_DADFAILED)
+            if address not in wanted or in_doubt:
+                ip, prefix = str(address.ip), address.network.prefixlen
+                inside.addr("del", index=end["index"], address=ip, prefixlen=prefix)
 
 
 def _set(netlink: IPRoute, link: Any, **wanted: str | int) -> None:
