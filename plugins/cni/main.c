@@ -67,8 +67,6 @@ static enum verb find_verb(const char *name)
 
 static const char *reason(int error)
 {
-    const char *text = strerrordesc_np(error);
-
     switch (error) {
     case ENODATA:
         return "it closed the connection";
@@ -78,7 +76,7 @@ static const char *reason(int error)
     case ETIMEDOUT:
         return "it took too long";
     default:
-        return text ? text : "unknown error";
+        return strerror(error);
     }
 }
 

@@ -101,7 +101,7 @@ static int count_records(int directory)
     int records = 0;
     ssize_t size;
 
-    while ((size = getdents64(directory, entries, sizeof entries)) > 0) {
+    while ((size = getdents64(directory, (void *)entries, sizeof entries)) > 0) {
         for (ssize_t at = 0; at < size;) {
             const struct dirent64 *entry = (const void *)(entries + at);
 
@@ -131,6 +131,7 @@ static char *put_number(char *at, uint64_t value, int digits)
 static void name_record(int directory, char name[static 64])
 {
     struct timespec time;
+    struct stat other;
     uint64_t nanoseconds;
     char *end;
 
@@ -142,7 +143,7 @@ static void name_record(int directory, char name[static 64])
         end = put_number(end, (uint64_t)getpid(), 1);
         memcpy(end, suffix, sizeof suffix);
         /* The clock may have been set back, and runtimes in containers share process ids. */
-    } while (faccessat(directory, name, F_OK, AT_SYMLINK_NOFOLLOW) == 0);
+    } while (fstatat(directory, name, &other, AT_SYMLINK_NOFOLLOW) == 0);
 }
 
 static int write_all(int fd, const unsigned char *bytes, size_t size)

@@ -1,8 +1,9 @@
 """The CNI program built for tests, and an agent for it that behaves as a test says.
 
 Socket and queue of such a build are relative to its working directory, so that one build serves
-all tests. Of each kind there is a patient one, for what has to come to a good end however busy
-the machine is, and a hasty one, for what has to come to an end at all.
+all tests. One kind is as it is shipped; the other has sanitizers, and glibc with them, for musl
+has none. Of each kind there is a patient one, for what has to come to a good end however busy the
+machine is, and a hasty one, for what has to come to an end at all.
 """
 
 import json
@@ -148,7 +149,8 @@ def _builds() -> Mapping[str, Path]:
     def build(name: str) -> None:
         kind, pace = name.split("-")
         times = "".join(f" -D{time}={value}" for time, value in paces[pace].items())
-        flags = [f"CNI_FLAGS={SANITIZED}"] if kind == "sanitized" else []
+        sanitized = ["CNI_CC=gcc", f"CNI_FLAGS={SANITIZED}", "CNI_START=", "CNI_END="]
+        flags = sanitized if kind == "sanitized" else []
         make(f"CNI={paths[name]}", f"CNI_SETTINGS={PLACES}{times}", *flags, str(paths[name]))
 
     with ThreadPoolExecutor() as pool:

@@ -485,8 +485,8 @@ def test_the_program_that_is_shipped_needs_nothing_and_is_hardened() -> None:
     assert re.search(r"GNU_STACK +\S+ \S+ \S+ \S+ \S+ RW +0x", segments)
     assert not re.search(r"LOAD .* RWE ", segments)
     symbols = readelf("--syms", shipped)
-    assert "__stack_chk_fail" in symbols and "__memcpy_chk" in symbols
-    assert shipped.stat().st_size < 1_000_000
+    assert "__stack_chk_fail" in symbols
+    assert shipped.stat().st_size < 100_000
     told = subprocess.run([shipped, "--help"], capture_output=True, text=True, check=True).stdout
     assert "/run/virtkit/cni.sock" in told and "/var/lib/virtkit/cni/queue" in told
 

@@ -297,7 +297,9 @@ def test_a_queue_that_is_a_link_is_not_followed(program: Program, tmp_path: Path
 def test_a_lock_file_that_is_a_link_is_not_followed(program: Program, tmp_path: Path) -> None:
     program.queue.mkdir(parents=True)
     program.lock.symlink_to(tmp_path / "elsewhere")
-    assert error_of_del(program) == "Too many levels of symbolic links."
+    # So it is called by one C library and the other.
+    links = ("Too many levels of symbolic links.", "Symbolic link loop.")
+    assert error_of_del(program) in links
     assert not (tmp_path / "elsewhere").exists()
 
 
