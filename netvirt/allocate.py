@@ -22,6 +22,18 @@ def segment_id(taken: Collection[int], start: int) -> int | None:
     return next((candidate for candidate in candidates if candidate not in taken), None)
 
 
+def mac_of(address: IPAddress) -> Mac:
+    """A locally administered unicast address, the same for the same IP address.
+
+    Whoever is given an address that somebody else had before is then found under it at once:
+    nobody's neighbour cache is stale. An IPv4 address is in it as it is, of IPv6 32 bits of a
+    digest are.
+    """
+    if address.version == 4:
+        return Mac.from_bytes(b"\x0a\x58" + address.packed)
+    return Mac.from_bytes(b"\x0a\x59" + blake2b(address.packed, digest_size=4).digest())
+
+
 def mac(network: NetworkId, port: str, attempt: int) -> Mac:
     """A locally administered unicast address, the same for the same port name.
 

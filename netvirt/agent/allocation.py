@@ -143,7 +143,7 @@ class PortOrder:
             tenant=plan.network.tenant,
             network=plan.network.id,
             name=plan.name,
-            mac=plan.mac or allocate.mac(plan.network.id, plan.name, self._attempt),
+            mac=plan.mac or allocate.mac_of(chosen[0]),
             kind=plan.kind,
             addresses=tuple(chosen),
             labels=plan.labels,
@@ -193,6 +193,7 @@ class PortOrder:
                     f"{what}: MAC address {plan.mac} is taken in network {plan.network.name}. "
                     "Choose another, or omit it and one is allocated."
                 )
+            # Somebody has chosen what follows from this address: then one follows from the name.
             mac = allocate.mac(plan.network.id, plan.name, self._attempt)
             self.port = replace(port, mac=mac)
         elif "container" in error.columns and plan.attachment is not None:
