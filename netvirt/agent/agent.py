@@ -23,6 +23,7 @@ from netvirt.agent import bindings, interest
 from netvirt.agent.attachments import Attachments, Parts
 from netvirt.agent.cni_server import CniServer
 from netvirt.agent.dhcp_server import DhcpServer
+from netvirt.agent.gateways import Gateways
 from netvirt.agent.knowledge import Knowledge
 from netvirt.agent.programmer import Programmer
 from netvirt.agent.tasks import Tasks
@@ -33,7 +34,7 @@ from netvirt.backends.link_removal import LinkRemover
 from netvirt.backends.openflow import DEFAULT_RUN_DIR, Switch
 from netvirt.backends.openflow_events import Connected, PacketIn
 from netvirt.backends.vswitch import DEFAULT_REMOTE, Bridge, VSwitch
-from netvirt.model import GATEWAY_MAC, NetworkId, Overlay, PortId
+from netvirt.model import GATEWAY_MAC, NetworkId, Overlay, PortId, PortKind
 from netvirt.observed import Interface
 from netvirt.rows import AGENT_COLUMNS
 from netvirt.service.hosts import HEARTBEAT_S
@@ -88,6 +89,7 @@ class Agent:
         self._watch.set_interest_in_all("Fabric")
         self._watch.set_interest("Host", [("name", config.host_name)])
         self._watch.set_interest("Binding", [("host", config.host_name)])
+        self._watch.set_interest("Network", [("host_access", True)])
         self._vswitch = VSwitch(config.ovs_remote, config.bridge)
         self._switch = Switch(config.bridge, config.ovs_run_dir)
         self._knowledge = Knowledge(config.host_name)
@@ -109,6 +111,7 @@ class Agent:
             )
         )
         self._networks_asked: frozenset[NetworkId] = frozenset()
+        self._gateways = Gateways(self._knowledge, self._vswitch, self._requests)
         self._networks_attaching: frozenset[NetworkId] = frozenset()
         self._task_ended = False
         self._interfaces_seen: Mapping[str, Interface] | None = None
@@ -116,6 +119,7 @@ class Agent:
         self._unexamined: set[PortId] = set()
         self._greeted: frozenset[IPv4Address] = frozenset()
         self._secluded: set[tuple[str, int | None]] = set()
+        self._host_forwards = False
         self._databases_heard: dict[str, bool] = {}
         self._heartbeat_due = 0.0
         self._ready_file = config.run_dir / "agent.ready"
@@ -185,6 +189,8 @@ class Agent:
             self._ask_for_rows()
             self._fit_links()
             self._greet(self._knowledge.endpoints() - self._greeted)
+        self._gateways.step(news=news, hold=not self._may_program)
+        self._mind_forwarding()
         self._programmer.step(hold=not self._may_program)
         self._write_rows()
         self._tell_ready()
@@ -285,17 +291,25 @@ class Agent:
         for port, interface in self._knowledge.interfaces.items():
             known = self._knowledge.ports.get(port)
             network = self._knowledge.networks.get(known.network) if known else None
-            if network is None:
+            if known is None or network is None:
                 continue
             if interface.mtu not in (None, network.mtu_bytes):
                 self._vswitch.ensure_mtu(interface.name, network.mtu_bytes)
             link = (interface.name, interface.ifindex)
-            if link not in self._secluded:
+            if link not in self._secluded and known.kind is not PortKind.HOST:
                 try:
                     link_settings.seclude(interface.name)
                 except OSError as error:
                     log.warning("link not secluded", link=interface.name, reason=str(error))
                 self._secluded.add(link)
+
+    def _mind_forwarding(self) -> None:
+        """A host that begins to forward does so on all links, whatever was said of each before."""
+        forwards = link_settings.host_forwards()
+        if forwards and not self._host_forwards:
+            self._secluded.clear()
+            self._fit_links()
+        self._host_forwards = forwards
 
     def _greet(self, endpoints: Collection[IPv4Address]) -> None:
         """Have the switch resolve these endpoints before a tenant's packet needs them."""
@@ -334,7 +348,7 @@ class Agent:
         claims, withdrawn = bindings.decide(
             self._config.host_name,
             present,
-            knowledge.attached | self._attachments.expected.keys(),
+            knowledge.attached.union(self._attachments.expected, knowledge.own_ports.values()),
             knowledge.bindings,
             self._unexamined,
         )

@@ -152,6 +152,8 @@ class PortOrder:
     def _send(self) -> None:
         changes, port, plan = self._requests.changes(), self.port, self.plan
         network: UUID = plan.network.id
+        if port.kind is PortKind.HOST:
+            changes.require("Network", id=network, host_access=True)
         changes.insert_as(
             port.id,
             "Port",

@@ -16,11 +16,12 @@ def clauses(
 ) -> dict[str, set[Clause]]:
     """Conditions by table: rows of the networks held, and what is needed to learn of more.
 
-    A port with an interface here is asked for by its id: only its row tells its network.
+    A port with an interface here is asked for by its id: only its row tells its network. Every
+    host is in the networks with host access.
     """
     of_networks: set[Clause] = {("network", network) for network in networks}
     return {
-        "Network": {("id", network) for network in networks},
+        "Network": {("host_access", True)} | {("id", network) for network in networks},
         "Subnet": of_networks,
         "Address": of_networks,
         "Port": of_networks | {("id", port) for port in interfaces},

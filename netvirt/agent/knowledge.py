@@ -21,7 +21,9 @@ from netvirt.model import (
     Overlay,
     Port,
     PortId,
+    PortKind,
     holder,
+    host_port_name,
 )
 from netvirt.observed import Interface
 from tenancy.backends.codec import Row
@@ -35,6 +37,7 @@ class Knowledge:
 
     def __init__(self, host_name: str) -> None:
         self.host_name = host_name
+        self._own_name = host_port_name(host_name)
         self.cfg = 0
         self.networks: dict[NetworkId, Network] = {}
         self.ports: dict[PortId, Port] = {}
@@ -44,6 +47,7 @@ class Knowledge:
         self.attachments: dict[tuple[str, str], Attachment] = {}
         self.interfaces: Mapping[PortId, Interface] = {}
         self.attached: frozenset[PortId] = frozenset()
+        self.own_ports: dict[NetworkId, PortId] = {}
         self._rows: dict[tuple[str, UUID], Row] = {}
         self._subnets: dict[NetworkId, set[UUID]] = {}
         self._addresses: dict[PortId, set[UUID]] = {}
@@ -122,10 +126,14 @@ class Knowledge:
         for port in ports:
             row = self._rows.get(("Port", port))
             if row is None:
-                self.ports.pop(port, None)
+                gone = self.ports.pop(port, None)
+                if gone is not None and self.own_ports.get(gone.network) == port:
+                    del self.own_ports[gone.network]
             else:
                 addresses = [self._rows["Address", i] for i in self._addresses.get(port, ())]
-                self.ports[port] = rows.port(row, addresses)
+                self.ports[port] = found = rows.port(row, addresses)
+                if found.kind is PortKind.HOST and found.name == self._own_name:
+                    self.own_ports[found.network] = port
         return networks, ports
 
     # What follows
@@ -150,8 +158,17 @@ class Knowledge:
         return Remote(host.tunnel_ip) if network.overlay in host.overlays else None
 
     def held_networks(self) -> frozenset[NetworkId]:
-        """Networks of which a port has an interface here."""
-        return frozenset(self.ports[port].network for port in self.interfaces if port in self.ports)
+        """Networks of which a port has an interface here, or the host is to have one."""
+        here = {self.ports[port].network for port in self.interfaces if port in self.ports}
+        return frozenset(here.union(network.id for network in self.networks_with_host_access()))
+
+    def networks_with_host_access(self) -> list[Network]:
+        return [network for network in self.networks.values() if network.host_access]
+
+    def own_port(self, network: NetworkId) -> Port | None:
+        """This host's own port in a network."""
+        port = self.own_ports.get(network)
+        return None if port is None else self.ports.get(port)
 
     def taken(self, network: NetworkId) -> Collection[str]:
         """Addresses that ports of the network have; all of them if a port of it is held here."""

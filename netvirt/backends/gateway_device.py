@@ -7,9 +7,9 @@ everything here can be done again; what is as it should be is not written.
 
 import errno
 import socket
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
-from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_interface
+from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -20,14 +20,12 @@ from netvirt.model import IPAddress
 from tenancy.errors import BackendUnavailable
 
 IPInterface = IPv4Interface | IPv6Interface
-IPNetwork = IPv4Network | IPv6Network
 
 PREFIX = "vh"
 _SYSCTL = Path("/proc/sys/net")
 # See Documentation/networking/ip-sysctl of the kernel. What a container sends to a Service comes
 # back with another source, and the host's own addresses are not this link's to announce.
 _IPV4 = {
-    "forwarding": "1",
     "rp_filter": "2",
     "arp_announce": "2",
     "arp_ignore": "1",
@@ -56,25 +54,28 @@ def name(port_id: UUID) -> str:
     return f"{PREFIX}{port_id.hex[:11]}"
 
 
-def configure(device: GatewayDevice) -> bool:
+def configure(device: GatewayDevice, *, forwards: bool) -> bool:
     """Make the device what it should be; whether anything had to be changed.
 
+    One that does not forward has no IPv6: there, the kernel forwards for all links or for none.
     Raises `BackendUnavailable`, also when there is no such device (yet).
     """
-    has_ipv6 = any(address.version == 6 for address in device.addresses)
+    has_ipv6 = forwards and any(address.version == 6 for address in device.addresses)
     try:
         with IPRoute() as netlink:
             link = netlink.link("get", ifname=device.name)[0]
-            changed = _write(f"ipv4/conf/{device.name}", _IPV4)
+            changed = _write(
+                f"ipv4/conf/{device.name}", {**_IPV4, "forwarding": str(int(forwards))}
+            )
             changed |= _write(f"ipv6/conf/{device.name}", _IPV6 if has_ipv6 else _NO_IPV6)
             if link.get_attr("IFLA_ADDRESS") != device.mac:
                 netlink.link("set", index=link["index"], address=device.mac)
                 changed = True
-            changed |= _ensure_addresses(netlink, link["index"], device)
+            changed |= _ensure_addresses(netlink, link["index"], device, has_ipv6)
             if not link["flags"] & 1:  # IFF_UP
                 netlink.link("set", index=link["index"], state="up")
                 # Only a link that is up gets link-local and keeps other addresses of IPv6.
-                _ensure_addresses(netlink, link["index"], device)
+                _ensure_addresses(netlink, link["index"], device, has_ipv6)
                 changed = True
     except NetlinkError as error:
         raise _refusal(device.name, error) from error
@@ -105,16 +106,18 @@ def allow_forwarding(*, ipv6: bool) -> bool:
     return changed
 
 
-def other_networks(exclude: Iterable[str]) -> dict[IPNetwork, str]:
-    """The networks that the host's other links are in, and the name of the link."""
-    excluded = set(exclude)
-    with IPRoute() as netlink:
-        names = {link["index"]: link.get_attr("IFLA_IFNAME") for link in netlink.get_links()}
-        return {
-            ip_interface(f"{_address(found)}/{found['prefixlen']}").network: names[found["index"]]
-            for found in netlink.get_addr()
-            if names.get(found["index"], "") not in excluded
-        }
+def addresses_of_others(own: Collection[str]) -> dict[IPAddress, str]:
+    """The addresses that the host has, but for those on its own devices, and each one's link."""
+    try:
+        with IPRoute() as netlink:
+            names = {link["index"]: link.get_attr("IFLA_IFNAME") for link in netlink.get_links()}
+            return {
+                ip_address(_address(found)): names[found["index"]]
+                for found in netlink.get_addr()
+                if names.get(found["index"], "") not in own and found["index"] in names
+            }
+    except NetlinkError as error:
+        raise BackendUnavailable(f"the host's addresses can't be read ({error}).") from error
 
 
 def _write(place: str, wanted: dict[str, str]) -> bool:
@@ -128,11 +131,14 @@ def _write(place: str, wanted: dict[str, str]) -> bool:
     return changed
 
 
-def _ensure_addresses(netlink: IPRoute, index: int, device: GatewayDevice) -> bool:
+def _ensure_addresses(netlink: IPRoute, index: int, device: GatewayDevice, has_ipv6: bool) -> bool:
     wanted = dict.fromkeys(device.addresses, _RT_SCOPE_UNIVERSE)
     wanted |= {
         ip_interface(f"{gateway}/{gateway.max_prefixlen}"): _RT_SCOPE_HOST
         for gateway in device.gateways
+    }
+    wanted = {
+        address: scope for address, scope in wanted.items() if has_ipv6 or address.version == 4
     }
     found = {
         ip_interface(f"{_address(found)}/{found['prefixlen']}")

@@ -54,6 +54,11 @@ def enable_ipv6(name: str) -> None:
         _write(settings / setting, value)
 
 
+def host_forwards() -> bool:
+    """Whether the host forwards packets. To make it do so changes the setting of every link."""
+    return (_SYSCTL / "ipv4/ip_forward").read_text().strip() == "1"
+
+
 def disable_transmit_checksums(name: str) -> None:
     """`ethtool -K NAME tx off`, by the ioctl of linux/ethtool.h. Raises `OSError`."""
     value = ctypes.create_string_buffer(struct.pack("=II", ETHTOOL_STXCSUM, 0))

@@ -147,8 +147,11 @@ class VSwitch:
         self._set(row, "datapath_type", bridge.datapath_type)
         return self._end()
 
-    def ensure_port(self, name: str, external_ids: Mapping[str, str]) -> bool:
-        """A port of this name on the bridge, with one interface that has these external ids."""
+    def ensure_port(self, name: str, external_ids: Mapping[str, str], *, type_: str = "") -> bool:
+        """A port of this name on the bridge, with one interface that has these external ids.
+
+        Of type `internal`, its device is the switch's own.
+        """
         if not self._begin():
             return False
         bridge = self._find_bridge(self.bridge)
@@ -156,10 +159,13 @@ class VSwitch:
             return self._refuse(f"bridge {self.bridge} does not exist")
         interface = self._find_interface(name)
         if interface is None:
-            bridge.addvalue("ports", self._insert_port(name, "", external_ids=dict(external_ids)))
+            bridge.addvalue(
+                "ports", self._insert_port(name, type_, external_ids=dict(external_ids))
+            )
         elif name not in self.interfaces():
             return self._refuse(f"interface {name} is on another bridge")
         else:
+            self._set(interface, "type", type_)
             self._set_keys(interface, external_ids)
         return self._end()
 

@@ -7,7 +7,7 @@ idempotent; what a failed step left is taken away by `unplug`, or completed by p
 from collections.abc import Sequence
 from ipaddress import ip_interface
 
-from netvirt.backends import attach, links
+from netvirt.backends import attach, container_links, links
 from netvirt.service import host_ports
 from netvirt.service.acknowledge import hosts_of_network, wait_for_hosts
 from netvirt.service.ports import PortState
@@ -40,6 +40,7 @@ def plug_netns(fabric: Fabric, host_name: str, state: PortState, netns: str, int
         mac=str(state.port.mac),
         mtu=state.network.mtu_bytes,
         addresses=addresses,
+        routes=_default_routes(state, netns),
     )
     _connect(link, state, device)
     return link
@@ -127,6 +128,16 @@ def _check_free(fabric: Fabric, host_name: str, state: PortState) -> None:
         raise Refused(
             f"port {state.port.name} is in use on {', '.join(elsewhere)}. Unplug it there first."
         )
+
+
+def _default_routes(state: PortState, netns: str) -> list[links.Route]:
+    """With host access there is a way out; a namespace that has one already keeps it."""
+    if not state.network.host_access or container_links.has_default_route(netns):
+        return []
+    return [
+        links.Route(destination=subnet.cidr.supernet(new_prefix=0), via=subnet.gateway)
+        for subnet in state.network.subnets
+    ]
 
 
 def _connect(link: str, state: PortState, device_before: int | None) -> None:

@@ -1,0 +1,263 @@
+"""This host's own ports in networks with host access: their rows, their devices, and the rules
+of the host's packet filter.
+
+Level-triggered: what is wanted follows from what the agent knows; what is found is compared with
+it whenever something has changed, and every second, because devices, sysctls and rules can be
+changed by anybody. Nothing is taken back when the agent ends.
+"""
+
+import time
+from collections import deque
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from ipaddress import ip_interface
+
+import structlog
+
+from netvirt import masquerade
+from netvirt.agent.allocation import Allocator, PortOrder, PortPlan
+from netvirt.agent.knowledge import Knowledge
+from netvirt.backends import gateway_device
+from netvirt.backends.gateway_device import GatewayDevice
+from netvirt.backends.nftables import PacketFilter
+from netvirt.backends.vswitch import VSwitch
+from netvirt.model import Network, NetworkId, Port, PortKind, host_port_name
+from tenancy.backends.requests import Requests
+from tenancy.errors import BackendUnavailable, VirtkitError
+
+log = structlog.get_logger()
+
+# How often everything is looked at; one device each time.
+LOOK_S = 1.0
+# The pause after a port that could not be made.
+ORDER_PAUSE_S = 5.0
+
+
+# What a problem is about: a network, or the host as a whole.
+_HOST = "host"
+_Subject = NetworkId | str
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """A network with host access, and this host's own port in it."""
+
+    network: Network
+    port: Port
+
+    @property
+    def name(self) -> str:
+        return gateway_device.name(self.port.id)
+
+    @property
+    def device(self) -> GatewayDevice:
+        return GatewayDevice(
+            name=self.name,
+            mac=str(self.port.mac),
+            addresses=tuple(
+                ip_interface((address, subnet.cidr.prefixlen))
+                for address in self.port.addresses
+                for subnet in self.network.subnets
+                if address in subnet.cidr
+            ),
+            gateways=tuple(subnet.gateway for subnet in self.network.subnets),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """A device, by the kernel's number of it, and what it has been made."""
+
+    ifindex: int
+    device: GatewayDevice
+    forwards: bool
+
+
+class Gateways:
+    """Keeps the gateways of this host. `problems` are sentences on what is missing, and why."""
+
+    def __init__(self, knowledge: Knowledge, vswitch: VSwitch, requests: Requests) -> None:
+        self._knowledge = knowledge
+        self._vswitch = vswitch
+        self._requests = requests
+        self._allocator = Allocator(knowledge)
+        self._filter = PacketFilter()
+        self._orders: dict[NetworkId, PortOrder] = {}
+        self._order_not_before: dict[NetworkId, float] = {}
+        # What each device has been made, and the order in which they are looked at again.
+        self._configured: dict[str, _Made] = {}
+        self._to_check: deque[str] = deque()
+        # The rules that were set last, and how they were listed then.
+        self._rules: tuple[str, str] | None = None
+        self._names: set[str] = set()
+        self._forwards = False
+        self._look_at = 0.0
+        self._problems: dict[_Subject, str] = {}
+        self.idle = True
+
+    @property
+    def problems(self) -> frozenset[str]:
+        return frozenset(self._problems.values())
+
+    def step(self, *, news: bool, hold: bool) -> None:
+        """Bring what is found closer to what is wanted; `hold` while that is not known whole."""
+        now = time.monotonic()
+        due = now >= self._look_at
+        if hold or not (news or due or self._orders):
+            return
+        if due:
+            self._look_at = now + LOOK_S
+        networks = self._knowledge.networks_with_host_access()
+        for network in networks:
+            if self._knowledge.own_port(network.id) is None:
+                self._order_port(network, now)
+        gateways = [
+            Gateway(network, port)
+            for network in networks
+            if (port := self._knowledge.own_port(network.id)) is not None
+        ]
+        self._fit_switch(gateways)
+        names = {gateway.name for gateway in gateways}
+        if due or names != self._names:
+            self._names, self._forwards = names, self._let_through(gateways)
+        self._fit_devices(gateways, due)
+        ids = {network.id for network in networks}
+        for subject in [one for one in self._problems if one != _HOST and one not in ids]:
+            del self._problems[subject]
+        made = {gateway.network.id for gateway in gateways if gateway.name in self._configured}
+        self.idle = ids <= made | self._problems.keys()
+
+    # The port
+
+    def _order_port(self, network: Network, now: float) -> None:
+        """Have the host's own port stored; the replica then shows it."""
+        if now < self._order_not_before.get(network.id, 0.0):
+            return
+        try:
+            order = self._orders.get(network.id)
+            if order is None:
+                order = self._orders[network.id] = self._order(network)
+                log.info("entering host into network", network=network.name)
+            if not order.stored():
+                return
+            self._note(network.id, None)
+        except VirtkitError as error:
+            self._note(network.id, f"no host access to network {network.name}: {error}")
+        # Also if it is stored: one that is then not seen has been deleted again.
+        self._order_not_before[network.id] = now + ORDER_PAUSE_S
+        self._orders.pop(network.id, None)
+
+    def _order(self, network: Network) -> PortOrder:
+        plan = PortPlan(
+            # Only who is charged is named.
+            tenant_name="",
+            network=network,
+            name=host_port_name(self._knowledge.host_name),
+            kind=PortKind.HOST,
+            host=self._knowledge.host_name,
+            charged=False,
+        )
+        return PortOrder(self._requests, self._allocator, plan)
+
+    # The device
+
+    def _fit_switch(self, gateways: Iterable[Gateway]) -> None:
+        """Have exactly these devices on the bridge. Others' are known by other names."""
+        wanted = {gateway.name: gateway.port for gateway in gateways}
+        interfaces = self._vswitch.interfaces()
+        for name, port in wanted.items():
+            found = interfaces.get(name)
+            if found is None or found.type != "internal" or found.iface_id != port.id:
+                ids = {"iface-id": str(port.id), "attached-mac": str(port.mac)}
+                self._vswitch.ensure_port(name, ids, type_="internal")
+        for interface in interfaces.values():
+            if interface.type != "internal" or interface.iface_id is None:
+                continue
+            its_name = gateway_device.name(interface.iface_id)
+            if interface.name == its_name and its_name not in wanted:
+                self._vswitch.remove_port(its_name)
+
+    def _fit_devices(self, gateways: Collection[Gateway], due: bool) -> None:
+        """Give every device its addresses and settings; look at one of them again if it is due."""
+        for name in self._configured.keys() - self._names:
+            del self._configured[name]
+        again = self._next_to_check() if due else None
+        for gateway in gateways:
+            found = self._vswitch.interfaces().get(gateway.name)
+            if found is None or found.ofport is None or found.ifindex is None:
+                self._configured.pop(gateway.name, None)
+                continue
+            wanted = _Made(found.ifindex, gateway.device, self._forwards)
+            is_new = self._configured.get(gateway.name) != wanted
+            if is_new or gateway.name == again:
+                self._fit_device(gateway, wanted, is_new)
+
+    def _fit_device(self, gateway: Gateway, wanted: _Made, is_new: bool) -> None:
+        network = gateway.network
+        try:
+            rival = self._rival(network) if is_new else None
+            if rival is None:
+                changed = gateway_device.configure(wanted.device, forwards=wanted.forwards)
+                if changed:
+                    log.info("gateway device fitted", link=gateway.name, network=network.name)
+                self._configured[gateway.name] = wanted
+            self._note(network.id, rival)
+        except BackendUnavailable as error:
+            self._configured.pop(gateway.name, None)
+            self._note(network.id, f"no host access to network {network.name}: {error}")
+
+    def _rival(self, network: Network) -> str | None:
+        """Why the host cannot have this network: it has an address in it already."""
+        for address, link in gateway_device.addresses_of_others(self._names).items():
+            for subnet in network.subnets:
+                if address in subnet.cidr:
+                    return (
+                        f"no host access to network {network.name}: its {subnet.cidr} covers "
+                        f"{address}, which the host has on {link}. Give the network other "
+                        "addresses, or take host access from it."
+                    )
+        return None
+
+    def _next_to_check(self) -> str | None:
+        if not self._to_check:
+            self._to_check.extend(self._configured)
+        return self._to_check.popleft() if self._to_check else None
+
+    # The host
+
+    def _let_through(self, gateways: Collection[Gateway]) -> bool:
+        """Have the host forward what comes from these gateways, under our rules; never without."""
+        try:
+            self._ensure_rules([gateway.name for gateway in gateways])
+            if gateways:
+                ipv6 = any(address.version == 6 for g in gateways for address in g.device.gateways)
+                gateway_device.allow_forwarding(ipv6=ipv6)
+        except BackendUnavailable as error:
+            if gateways:
+                self._note(_HOST, f"containers do not get out by this host: {error}")
+                return False
+        self._note(_HOST, None)
+        return True
+
+    def _ensure_rules(self, names: Collection[str]) -> None:
+        rules = masquerade.rules(names)
+        is_known = self._rules is not None and self._rules[0] == rules
+        if is_known and not names:
+            return
+        listing = self._filter.listing(masquerade.TABLE)
+        if self._rules == (rules, listing):
+            return
+        if is_known:
+            log.warning("rules for host access had been changed; they are put back")
+        if names or listing:
+            self._filter.apply(rules)
+            log.info("rules for host access set", gateways=len(names))
+        self._rules = (rules, self._filter.listing(masquerade.TABLE))
+
+    def _note(self, subject: _Subject, problem: str | None) -> None:
+        if problem is None:
+            if self._problems.pop(subject, None) is not None:
+                log.info("host access is complete again")
+        elif self._problems.get(subject) != problem:
+            self._problems[subject] = problem
+            log.warning("host access is not complete", reason=problem)
