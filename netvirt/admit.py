@@ -282,7 +282,7 @@ def check_host_access(
                 f"{owner}, and a host can reach only one of them. Choose other addresses, or "
                 "leave host access off."
             )
-    for host in hosts:
+    for host in sorted(hosts, key=lambda host: host.name):
         if host.tunnel_ip is not None and host.tunnel_ip in cidr:
             raise Refused(
                 f"network {network}: with host access its {cidr} would cover {host.tunnel_ip}, "

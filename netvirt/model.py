@@ -185,7 +185,8 @@ class Attachment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """A machine with an agent. `cfg` is the last change it has applied.
+    """A machine with an agent. `cfg` is the last change it has applied, `problems` what its agent
+    could not do.
 
     Tunnels run over IPv4, whatever they carry.
     """
@@ -196,6 +197,7 @@ class Host:
     underlay_mtu_bytes: int | None
     cfg: int = 0
     heartbeat_s: int = 0
+    problems: frozenset[str] = frozenset()
     version: str = ""
     crush_host: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)

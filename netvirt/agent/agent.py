@@ -119,7 +119,7 @@ class Agent:
         self._unexamined: set[PortId] = set()
         self._greeted: frozenset[IPv4Address] = frozenset()
         self._secluded: set[tuple[str, int | None]] = set()
-        self._host_forwards = False
+        self._seclusion_due = 0.0
         self._databases_heard: dict[str, bool] = {}
         self._heartbeat_due = 0.0
         self._ready_file = config.run_dir / "agent.ready"
@@ -190,7 +190,7 @@ class Agent:
             self._fit_links()
             self._greet(self._knowledge.endpoints() - self._greeted)
         self._gateways.step(news=news, hold=not self._may_program)
-        self._mind_forwarding()
+        self._mind_seclusion()
         self._programmer.step(hold=not self._may_program)
         self._write_rows()
         self._tell_ready()
@@ -288,6 +288,7 @@ class Agent:
         """Make the host's end of every port fit, whoever made it: the MTU of its network, which
         a tap's guest sees as well, and no part of it in the host's own network stack.
         """
+        links_here = set()
         for port, interface in self._knowledge.interfaces.items():
             known = self._knowledge.ports.get(port)
             network = self._knowledge.networks.get(known.network) if known else None
@@ -296,20 +297,28 @@ class Agent:
             if interface.mtu not in (None, network.mtu_bytes):
                 self._vswitch.ensure_mtu(interface.name, network.mtu_bytes)
             link = (interface.name, interface.ifindex)
+            links_here.add(link)
             if link not in self._secluded and known.kind is not PortKind.HOST:
                 try:
                     link_settings.seclude(interface.name)
                 except OSError as error:
                     log.warning("link not secluded", link=interface.name, reason=str(error))
                 self._secluded.add(link)
+        self._secluded &= links_here
 
-    def _mind_forwarding(self) -> None:
-        """A host that begins to forward does so on all links, whatever was said of each before."""
-        forwards = link_settings.host_forwards()
-        if forwards and not self._host_forwards:
+    def _mind_seclusion(self) -> None:
+        """A host that begins to forward does so on all links, whatever was said of each before.
+
+        So one of them tells of all.
+        """
+        if time.monotonic() < self._seclusion_due:
+            return
+        self._seclusion_due = time.monotonic() + IDLE_MS / 1000
+        link = next(iter(self._secluded), None)
+        if link is not None and link_settings.forwards(link[0]):
+            log.info("links are secluded again", links=len(self._secluded))
             self._secluded.clear()
             self._fit_links()
-        self._host_forwards = forwards
 
     def _greet(self, endpoints: Collection[IPv4Address]) -> None:
         """Have the switch resolve these endpoints before a tenant's packet needs them."""
@@ -386,7 +395,10 @@ class Agent:
             }
             report = {k: v for k, v in wanted.items() if own is None or own[k] != v}
             report["heartbeat"] = int(time.time())
-        caught_up = self._programmer.idle and not self._unexamined
+        problems = self._gateways.problems
+        if problems != (own["problems"] if own else frozenset()):
+            report["problems"] = problems
+        caught_up = self._programmer.idle and self._gateways.idle and not self._unexamined
         if caught_up and self._knowledge.cfg != (own["cfg"] if own else None):
             report["cfg"] = self._knowledge.cfg
         return report

@@ -23,7 +23,7 @@ from netvirt.backends.nftables import PacketFilter
 from netvirt.backends.vswitch import VSwitch
 from netvirt.model import Network, NetworkId, Port, PortKind, host_port_name
 from tenancy.backends.requests import Requests
-from tenancy.errors import BackendUnavailable, VirtkitError
+from tenancy.errors import AlreadyExists, BackendUnavailable, VirtkitError
 
 log = structlog.get_logger()
 
@@ -84,12 +84,15 @@ class Gateways:
         self._filter = PacketFilter()
         self._orders: dict[NetworkId, PortOrder] = {}
         self._order_not_before: dict[NetworkId, float] = {}
-        # What each device has been made, and the order in which they are looked at again.
-        self._configured: dict[str, _Made] = {}
+        # What each device was to be made, those that were, and the order in which they are looked
+        # at again.
+        self._tried: dict[str, _Made] = {}
+        self._configured: set[str] = set()
         self._to_check: deque[str] = deque()
         # The rules that were set last, and how they were listed then.
         self._rules: tuple[str, str] | None = None
-        self._names: set[str] = set()
+        self._covered: frozenset[str] = frozenset()
+        self._names: frozenset[str] = frozenset()
         self._forwards = False
         self._look_at = 0.0
         self._problems: dict[_Subject, str] = {}
@@ -108,22 +111,25 @@ class Gateways:
         if due:
             self._look_at = now + LOOK_S
         networks = self._knowledge.networks_with_host_access()
+        gateways = []
         for network in networks:
-            if self._knowledge.own_port(network.id) is None:
+            port = self._knowledge.own_port(network.id)
+            if port is None:
                 self._order_port(network, now)
-        gateways = [
-            Gateway(network, port)
-            for network in networks
-            if (port := self._knowledge.own_port(network.id)) is not None
-        ]
+            else:
+                self._order_not_before.pop(network.id, None)
+                gateways.append(Gateway(network, port))
         self._fit_switch(gateways)
-        names = {gateway.name for gateway in gateways}
+        names = frozenset(gateway.name for gateway in gateways)
         if due or names != self._names:
-            self._names, self._forwards = names, self._let_through(gateways)
+            self._names = names
+            self._forwards = self._let_through(gateways)
         self._fit_devices(gateways, due)
         ids = {network.id for network in networks}
-        for subject in [one for one in self._problems if one != _HOST and one not in ids]:
+        for subject in self._problems.keys() - ids - {_HOST}:
             del self._problems[subject]
+        for gone in self._orders.keys() - ids:
+            del self._orders[gone]
         made = {gateway.network.id for gateway in gateways if gateway.name in self._configured}
         self.idle = ids <= made | self._problems.keys()
 
@@ -141,6 +147,9 @@ class Gateways:
             if not order.stored():
                 return
             self._note(network.id, None)
+        except AlreadyExists as error:
+            hint = "Its name is this host's own there: delete it."
+            self._note(network.id, f"no host access to network {network.name}: {error} {hint}")
         except VirtkitError as error:
             self._note(network.id, f"no host access to network {network.name}: {error}")
         # Also if it is stored: one that is then not seen has been deleted again.
@@ -179,31 +188,33 @@ class Gateways:
 
     def _fit_devices(self, gateways: Collection[Gateway], due: bool) -> None:
         """Give every device its addresses and settings; look at one of them again if it is due."""
-        for name in self._configured.keys() - self._names:
-            del self._configured[name]
+        for name in self._tried.keys() - self._names:
+            del self._tried[name]
+        self._configured &= self._names
         again = self._next_to_check() if due else None
         for gateway in gateways:
-            found = self._vswitch.interfaces().get(gateway.name)
-            if found is None or found.ofport is None or found.ifindex is None:
-                self._configured.pop(gateway.name, None)
+            name, device = gateway.name, gateway.device
+            found = self._vswitch.interfaces().get(name)
+            if found is None or not found.ofport or not found.ifindex or not device.addresses:
+                self._configured.discard(name)
                 continue
-            wanted = _Made(found.ifindex, gateway.device, self._forwards)
-            is_new = self._configured.get(gateway.name) != wanted
-            if is_new or gateway.name == again:
-                self._fit_device(gateway, wanted, is_new)
+            wanted = _Made(found.ifindex, device, self._forwards)
+            failed = name not in self._configured
+            if self._tried.get(name) != wanted or (due and failed) or name == again:
+                self._fit_device(gateway.network, wanted, is_new=failed)
 
-    def _fit_device(self, gateway: Gateway, wanted: _Made, is_new: bool) -> None:
-        network = gateway.network
+    def _fit_device(self, network: Network, wanted: _Made, *, is_new: bool) -> None:
+        name = wanted.device.name
+        self._tried[name] = wanted
         try:
             rival = self._rival(network) if is_new else None
             if rival is None:
-                changed = gateway_device.configure(wanted.device, forwards=wanted.forwards)
-                if changed:
-                    log.info("gateway device fitted", link=gateway.name, network=network.name)
-                self._configured[gateway.name] = wanted
+                if gateway_device.configure(wanted.device, forwards=wanted.forwards):
+                    log.info("gateway device fitted", link=name, network=network.name)
+                self._configured.add(name)
             self._note(network.id, rival)
         except BackendUnavailable as error:
-            self._configured.pop(gateway.name, None)
+            self._configured.discard(name)
             self._note(network.id, f"no host access to network {network.name}: {error}")
 
     def _rival(self, network: Network) -> str | None:
@@ -228,14 +239,15 @@ class Gateways:
     def _let_through(self, gateways: Collection[Gateway]) -> bool:
         """Have the host forward what comes from these gateways, under our rules; never without."""
         try:
-            self._ensure_rules([gateway.name for gateway in gateways])
+            self._ensure_rules(self._names)
             if gateways:
                 ipv6 = any(address.version == 6 for g in gateways for address in g.device.gateways)
                 gateway_device.allow_forwarding(ipv6=ipv6)
         except BackendUnavailable as error:
             if gateways:
                 self._note(_HOST, f"containers do not get out by this host: {error}")
-                return False
+                # Rules that are there go on to be good, whatever keeps them from being looked at.
+                return self._names <= self._covered
         self._note(_HOST, None)
         return True
 
@@ -253,6 +265,7 @@ class Gateways:
             self._filter.apply(rules)
             log.info("rules for host access set", gateways=len(names))
         self._rules = (rules, self._filter.listing(masquerade.TABLE))
+        self._covered = frozenset(names)
 
     def _note(self, subject: _Subject, problem: str | None) -> None:
         if problem is None:

@@ -54,9 +54,12 @@ def enable_ipv6(name: str) -> None:
         _write(settings / setting, value)
 
 
-def host_forwards() -> bool:
-    """Whether the host forwards packets. To make it do so changes the setting of every link."""
-    return (_SYSCTL / "ipv4/ip_forward").read_text().strip() == "1"
+def forwards(name: str) -> bool:
+    """Whether the host forwards what arrives on a link; not if the link has gone."""
+    try:
+        return (_SYSCTL / "ipv4/conf" / name / "forwarding").read_text().strip() != "0"
+    except OSError:
+        return False
 
 
 def disable_transmit_checksums(name: str) -> None:

@@ -85,6 +85,7 @@ def _record(host: Host, ports: dict[str, int]) -> dict[str, Any]:
         "alive": hosts.is_alive(host, now_s),
         "heartbeat_age_s": now_s - host.heartbeat_s if host.heartbeat_s else None,
         "cfg": host.cfg,
+        "problems": sorted(host.problems),
         "version": host.version or None,
         "crush_host": host.crush_host,
         "labels": dict(host.labels),

@@ -6,7 +6,7 @@ import sys
 import tempfile
 import textwrap
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,6 +108,8 @@ class Fabric:
     def remove_tenant(self, tenant: str) -> None:
         """Take away a tenant with its networks and ports, wherever they are plugged in."""
         for port in self(f"nvctl port list -t {tenant}"):
+            if port["kind"] == "host":
+                continue
             if port["host"]:
                 host = self.lab.host(port["host"])
                 self.do(f"nvctl port unplug {port['id']}", host)
@@ -130,17 +132,22 @@ class Fabric:
         return sorted(line.strip() for line in host.run(dump).stdout.splitlines())
 
 
-@contextmanager
-def pinging(container: Container, ip: str) -> Iterator[list[int]]:
+def pinging(container: Container, ip: str) -> AbstractContextManager[list[int]]:
     """A hundred pings a second before, during and after the block; the list gets those lost.
 
     Those lost are numbers that were not answered while a later one was.
     """
+    return pinging_from(container.host, ip, netns=container.netns)
+
+
+@contextmanager
+def pinging_from(host: Host, ip: str, *, netns: str | None = None) -> Iterator[list[int]]:
+    """The same from a host itself, or from a namespace on it."""
     lost: list[int] = []
     argv = ["ping", "-i", "0.01", ip]
     # A file, since a full pipe would make ping wait and lose what it is sent meanwhile.
     with tempfile.TemporaryFile("w+") as output:
-        process = container.host.popen(argv, netns=container.netns, stdout=output)
+        process = host.popen(argv, netns=netns, stdout=output)
 
         def answered() -> set[int]:
             output.seek(0)

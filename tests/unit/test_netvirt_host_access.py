@@ -30,7 +30,7 @@ def red(fabric: Fabric) -> Iterator[None]:
     tenants.create(fabric, "blue")
     make(fabric, "red", "front", "10.1.0.0/24", host_access=True)
     hosts.create(fabric, "h1", tunnel_ip=IPv4Address("192.0.2.1"))
-    hosts.create(fabric, "h2", tunnel_ip=IPv4Address("198.51.100.2"))
+    hosts.create(fabric, "h2", tunnel_ip=IPv4Address("192.0.2.2"))
     return
 
 
