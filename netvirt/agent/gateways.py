@@ -51,15 +51,18 @@ class Gateway:
 
     @property
     def device(self) -> GatewayDevice:
+        own = [
+            ip_interface((address, subnet.cidr.prefixlen))
+            for address in self.port.addresses
+            for subnet in self.network.subnets
+            if address in subnet.cidr
+        ]
+        if any(address.version == 6 for address in own):
+            own.append(ip_interface((self.port.mac.link_local, 64)))
         return GatewayDevice(
             name=self.name,
             mac=str(self.port.mac),
-            addresses=tuple(
-                ip_interface((address, subnet.cidr.prefixlen))
-                for address in self.port.addresses
-                for subnet in self.network.subnets
-                if address in subnet.cidr
-            ),
+            addresses=tuple(own),
             gateways=tuple(subnet.gateway for subnet in self.network.subnets),
         )
 

@@ -31,8 +31,17 @@ _IPV4 = {
     "arp_ignore": "1",
     "accept_redirects": "0",
 }
-_IPV6 = {"disable_ipv6": "0", "forwarding": "1", "accept_ra": "0", "accept_redirects": "0"}
+# The link-local address is given as the others are.
+_IPV6 = {
+    "disable_ipv6": "0",
+    "addr_gen_mode": "1",
+    "accept_dad": "0",
+    "accept_ra": "0",
+    "accept_redirects": "0",
+    "forwarding": "1",
+}
 _NO_IPV6 = {"disable_ipv6": "1"}
+_IFF_UP = 1
 _IFA_F_NODAD = 0x02
 _FOREVER_S = 0xFFFF_FFFF
 _RT_SCOPE_UNIVERSE, _RT_SCOPE_HOST = 0, 254
@@ -40,8 +49,11 @@ _RT_SCOPE_UNIVERSE, _RT_SCOPE_HOST = 0, 254
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewayDevice:
-    """What the device should be. The host's own addresses have their network's prefix; the
-    gateways' are the same on every host, so that nothing that leaves the host may carry them."""
+    """What the device should be.
+
+    The host's own addresses have their network's prefix. The gateways' are the same on every host,
+    so that nothing new that leaves the host may carry them.
+    """
 
     name: str
     mac: str
@@ -61,25 +73,21 @@ def configure(device: GatewayDevice, *, forwards: bool) -> bool:
     Raises `BackendUnavailable`, also when there is no such device (yet).
     """
     has_ipv6 = forwards and any(address.version == 6 for address in device.addresses)
+    settings = {**_IPV4, "forwarding": str(int(forwards))}
     try:
         with IPRoute() as netlink:
             link = netlink.link("get", ifname=device.name)[0]
-            changed = _write(
-                f"ipv4/conf/{device.name}", {**_IPV4, "forwarding": str(int(forwards))}
-            )
+            changed = _write(f"ipv4/conf/{device.name}", settings)
             changed |= _write(f"ipv6/conf/{device.name}", _IPV6 if has_ipv6 else _NO_IPV6)
             if link.get_attr("IFLA_ADDRESS") != device.mac:
                 netlink.link("set", index=link["index"], address=device.mac)
                 changed = True
-            changed |= _ensure_addresses(netlink, link["index"], device, has_ipv6)
-            if not link["flags"] & 1:  # IFF_UP
+            if not link["flags"] & _IFF_UP:
+                # Addresses of IPv6 go when a link goes down, so that they come last.
                 netlink.link("set", index=link["index"], state="up")
-                # Only a link that is up gets link-local and keeps other addresses of IPv6.
-                _ensure_addresses(netlink, link["index"], device, has_ipv6)
                 changed = True
-    except NetlinkError as error:
-        raise _refusal(device.name, error) from error
-    except OSError as error:
+            changed |= _ensure_addresses(netlink, link["index"], device, has_ipv6)
+    except (NetlinkError, OSError) as error:
         raise _refusal(device.name, error) from error
     return changed
 
@@ -144,7 +152,7 @@ def _ensure_addresses(netlink: IPRoute, index: int, device: GatewayDevice, has_i
         ip_interface(f"{_address(found)}/{found['prefixlen']}")
         for found in netlink.get_addr(index=index)
     }
-    surplus = {address for address in found - wanted.keys() if not address.ip.is_link_local}
+    surplus = found - wanted.keys()
     for address in surplus:
         netlink.addr("del", index=index, address=str(address.ip), prefixlen=_bits(address))
     missing = [address for address in wanted if address not in found]

@@ -132,7 +132,7 @@ def _check_free(fabric: Fabric, host_name: str, state: PortState) -> None:
 
 def _default_routes(state: PortState, netns: str) -> list[links.Route]:
     """With host access there is a way out; a namespace that has one already keeps it."""
-    if not state.network.host_access or container_links.has_default_route(netns):
+    if not state.network.host_access or container_links.look_into(netns).has_default_route:
         return []
     return [
         links.Route(destination=subnet.cidr.supernet(new_prefix=0), via=subnet.gateway)
