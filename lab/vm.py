@@ -1,8 +1,9 @@
 """Running virtual machines: start one, wait for it, run commands in it, stop it.
 
 What a machine consists of is lab/machine.py; this module acts. QEMU runs where the caller says:
-in a host of a lab or, for tests of the guest alone, right here. All waits have an end, and an
-error carries the tail of the guest's console.
+in a host of a lab or, for tests of the guest alone, right here. A machine that libvirt runs is
+lab/libvirt.py; what one does with a guest that runs is the same, and here. All waits have an
+end, and an error carries the tail of the guest's console.
 """
 
 import subprocess
@@ -78,17 +79,113 @@ class Lease:
     seconds: int | None
 
 
-class VirtualMachine:
+class RunningGuest:
+    """A guest that runs, whoever started it: wait for it, run commands in it, read its lease."""
+
+    def __init__(self, name: str, *, shell: Path, console: Path) -> None:
+        """Its shell's socket and its console's log, by names that work for us."""
+        self.name = name
+        self._socket = shell
+        self._shell = GuestShell(shell)
+        self._console = console
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    @property
+    def running(self) -> bool:
+        """Whether its QEMU is there."""
+        raise NotImplementedError
+
+    @property
+    def console(self) -> str:
+        """What the guest has written to its serial console so far."""
+        if not self._console.exists():
+            return ""
+        return self._console.read_text(errors="replace")
+
+    def wait_for_boot(self, timeout_s: float = 60.0) -> None:
+        """Return when the guest's first boot script is done and it takes commands.
+
+        The NICs may still be waiting for DHCP then; see `lease`.
+        """
+        deadline = time.monotonic() + timeout_s
+        while not self._socket.exists() and self.running and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+        try:
+            self._shell.run("true", deadline - time.monotonic(), grace_s=0)
+        except BackendUnavailable as error:
+            raise BackendUnavailable(
+                f"vm {self.name}: not booted within {timeout_s:g} s; "
+                f"QEMU {self._state()}.{self._tail()}"
+            ) from error
+
+    def run(self, command: str, timeout_s: float = 30.0) -> Result:
+        """How `command` ended in the guest, and its output. 137: killed, it took too long."""
+        try:
+            return self._shell.run(command, timeout_s)
+        except BackendUnavailable as error:
+            raise BackendUnavailable(f"vm {self.name}: {error}{self._tail()}") from error
+
+    def check(self, command: str, timeout_s: float = 30.0) -> str:
+        """The output of `command` in the guest, which must succeed."""
+        result = self.run(command, timeout_s)
+        if result.exit_code != 0:
+            raise VerificationFailed(
+                f"vm {self.name}: `{command}` ended with {result.exit_code}: "
+                f"{result.output.strip()}"
+            )
+        return result.output
+
+    def lease(self, nic: str = "eth0", timeout_s: float = 30.0) -> Lease:
+        """The DHCP lease that `nic` holds, waiting until it has one."""
+        result = self.run(
+            f"until [ -s /run/lease/{nic} ]; do usleep 50000; done; cat /run/lease/{nic}", timeout_s
+        )
+        if result.exit_code != 0:
+            log = self.run(f"cat /run/dhcp-{nic}.log; ip addr").output
+            raise VerificationFailed(
+                f"vm {self.name}: {nic} got no DHCP lease within {timeout_s:g} s:\n{log}"
+            )
+        return parse_lease(result.output)
+
+    def stop(self) -> None:
+        """Pull the plug: the guest is not asked."""
+        raise NotImplementedError
+
+    def _state(self) -> str:
+        """What there is to say about QEMU, as the rest of a sentence."""
+        return "is running" if self.running else "has ended"
+
+    def _log(self) -> str:
+        """What QEMU itself has said."""
+        return ""
+
+    def _tail(self) -> str:
+        """The end of what QEMU and the guest have said, to be put behind an error."""
+        said = self._log() + self.console
+        return f" Its last words:\n{said[-CONSOLE_TAIL_BYTES:]}" if said else " It said nothing."
+
+
+class VirtualMachine(RunningGuest):
     """A running QEMU. It outlives this object unless it is stopped, or used in a `with`."""
 
     def __init__(
         self, machine: Machine, workplace: Workplace, process: subprocess.Popen[bytes]
     ) -> None:
         """`workplace` is its directory by the name that works for us."""
+        super().__init__(machine.name, shell=workplace.shell, console=workplace.console)
         self.machine = machine
         self.workplace = workplace
         self.process = process
-        self._shell = GuestShell(workplace.shell)
 
     @classmethod
     def start(
@@ -125,73 +222,9 @@ class VirtualMachine:
                 ) from error
         return cls(machine, workplace, process)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.stop()
-
-    @property
-    def console(self) -> str:
-        """What the guest has written to its serial console so far."""
-        if not self.workplace.console.exists():
-            return ""
-        return self.workplace.console.read_text(errors="replace")
-
     @property
     def running(self) -> bool:
         return self.process.poll() is None
-
-    def wait_for_boot(self, timeout_s: float = 60.0) -> None:
-        """Return when the guest's first boot script is done and it takes commands.
-
-        The NICs may still be waiting for DHCP then; see `lease`.
-        """
-        deadline = time.monotonic() + timeout_s
-        while not self.workplace.shell.exists() and self.running and time.monotonic() < deadline:
-            time.sleep(POLL_S)
-        try:
-            self._shell.run("true", deadline - time.monotonic(), grace_s=0)
-        except BackendUnavailable as error:
-            state = "is running" if self.running else f"ended with {self.process.returncode}"
-            raise BackendUnavailable(
-                f"vm {self.machine.name}: not booted within {timeout_s:g} s; "
-                f"QEMU {state}.{self._tail()}"
-            ) from error
-
-    def run(self, command: str, timeout_s: float = 30.0) -> Result:
-        """How `command` ended in the guest, and its output. 137: killed, it took too long."""
-        try:
-            return self._shell.run(command, timeout_s)
-        except BackendUnavailable as error:
-            raise BackendUnavailable(f"vm {self.machine.name}: {error}{self._tail()}") from error
-
-    def check(self, command: str, timeout_s: float = 30.0) -> str:
-        """The output of `command` in the guest, which must succeed."""
-        result = self.run(command, timeout_s)
-        if result.exit_code != 0:
-            raise VerificationFailed(
-                f"vm {self.machine.name}: `{command}` ended with {result.exit_code}: "
-                f"{result.output.strip()}"
-            )
-        return result.output
-
-    def lease(self, nic: str = "eth0", timeout_s: float = 30.0) -> Lease:
-        """The DHCP lease that `nic` holds, waiting until it has one."""
-        result = self.run(
-            f"until [ -s /run/lease/{nic} ]; do usleep 50000; done; cat /run/lease/{nic}", timeout_s
-        )
-        if result.exit_code != 0:
-            log = self.run(f"cat /run/dhcp-{nic}.log; ip addr").output
-            raise VerificationFailed(
-                f"vm {self.machine.name}: {nic} got no DHCP lease within {timeout_s:g} s:\n{log}"
-            )
-        return parse_lease(result.output)
 
     def shutdown(self, timeout_s: float = 20.0) -> None:
         """Let the guest write back its disk and power off; QEMU ends."""
@@ -201,7 +234,7 @@ class VirtualMachine:
             self.process.wait(timeout_s)
         except subprocess.TimeoutExpired as error:
             raise BackendUnavailable(
-                f"vm {self.machine.name}: not off within {timeout_s:g} s.{self._tail()}"
+                f"vm {self.name}: not off within {timeout_s:g} s.{self._tail()}"
             ) from error
 
     def stop(self, timeout_s: float = 10.0) -> None:
@@ -215,10 +248,11 @@ class VirtualMachine:
                 self.process.kill()
                 self.process.wait()
 
-    def _tail(self) -> str:
-        """The end of what QEMU and the guest have said, to be put behind an error."""
-        said = self.workplace.qemu_log.read_text(errors="replace") + self.console
-        return f" Its last words:\n{said[-CONSOLE_TAIL_BYTES:]}" if said else " It said nothing."
+    def _state(self) -> str:
+        return "is running" if self.running else f"ended with {self.process.returncode}"
+
+    def _log(self) -> str:
+        return self.workplace.qemu_log.read_text(errors="replace")
 
 
 def parse_lease(note: str) -> Lease:
