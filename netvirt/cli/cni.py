@@ -2,14 +2,15 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from netvirt.backends import node_files
-from netvirt.service import cni_install
+from netvirt.service import attachments, cni_install
+from netvirt.service.attachments import AttachmentState
 from netvirt.service.cni_install import Conflist, Places
-from tenancy.cli import Format, Output, parse_pairs, show
+from tenancy.cli import Format, Output, parse_pairs, session, show
 
 app = typer.Typer(help="Containers of this node's runtime.", no_args_is_help=True)
 
@@ -131,6 +132,38 @@ def uninstall(
         return
     removed = cni_install.uninstall(places)
     show([_line(path, gone, "removed", "absent") for path, gone in removed.items()], output)
+
+
+@app.command("list")
+def list_(
+    context: typer.Context,
+    host: Annotated[str | None, typer.Option(help="Of this host only.", show_default=False)] = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """List containers' interfaces that are attached, and the ports that they are on."""
+    with session(context).fabric() as fabric:
+        found = [_record(state) for state in attachments.list_all(fabric, host)]
+    columns = ["host", "pod", "container", "interface", "tenant", "network", "addresses", "port"]
+    table = [{**one, "container": one["container"][:12]} for one in found]
+    show(table if output is Format.TABLE else found, output, columns)
+
+
+def _record(state: AttachmentState) -> dict[str, Any]:
+    labels = state.port.labels
+    return {
+        "host": state.attachment.host,
+        "conflist": state.attachment.conflist,
+        "container": state.attachment.container,
+        "interface": state.attachment.interface,
+        "netns": state.attachment.netns,
+        "pod": f"{labels['pod-namespace']}/{labels['pod']}" if "pod" in labels else "",
+        "tenant": state.tenant_name,
+        "network": state.network_name,
+        "mac": str(state.port.mac),
+        "addresses": [str(address) for address in state.port.addresses],
+        "port": state.port.name,
+        "port_id": str(state.port.id),
+    }
 
 
 def _line(path: Path, changed: bool, change: str, otherwise: str = "unchanged") -> dict[str, str]:

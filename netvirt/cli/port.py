@@ -154,7 +154,7 @@ def unplug(
     settings = session(context).settings
     with session(context).fabric() as fabric:
         found = _resolve(fabric, name, tenant, network)
-        plugging.unplug(found)
+        plugging.unplug(fabric, found)
         plugging.wait_until_released(fabric, settings.host.name, found, wait_timeout)
 
 

@@ -6,7 +6,7 @@ from ipaddress import IPv4Address
 
 from netvirt import rows
 from netvirt.model import Host, Overlay, PortKind, host_port_name
-from netvirt.service import host_ports
+from netvirt.service import attachments, host_ports
 from tenancy.backends.codec import Row
 from tenancy.backends.fabric import Fabric
 from tenancy.backends.transaction import Transaction, UniqueViolation
@@ -73,8 +73,8 @@ def set_labels(fabric: Fabric, name: str, labels: Mapping[str, str]) -> Host:
 def delete(fabric: Fabric, name: str, *, now_s: int, force: bool = False) -> None:
     """Forget a host. One whose agent still reports, or that holds ports, needs `force`.
 
-    Its own ports and all its bindings go with it; the other ports stay, and can be plugged in
-    elsewhere.
+    Its own ports, those of its containers and all its bindings go with it; the other ports stay,
+    and can be plugged in elsewhere.
     """
     own_name = host_port_name(name)
 
@@ -97,7 +97,9 @@ def delete(fabric: Fabric, name: str, *, now_s: int, force: bool = False) -> Non
                 "enter it again. Stop the agent first, or give --force."
             )
         host_ports.remove_ports(fabric, transaction, name=own_name)
-        if not force:
+        if force:
+            attachments.forget_host(fabric, transaction, name)
+        else:
             # The agent may report, or bind a port, while we look.
             transaction.guard(row, "heartbeat")
             transaction.require_none("Binding", host=name)

@@ -10,6 +10,7 @@ from ipaddress import ip_interface
 from netvirt.backends import attach, container_links, links
 from netvirt.service import host_ports
 from netvirt.service.acknowledge import hosts_of_network, wait_for_hosts
+from netvirt.service.attachments import check_not_attached
 from netvirt.service.ports import PortState
 from tenancy.backends.codec import Row
 from tenancy.backends.fabric import Fabric
@@ -56,11 +57,12 @@ def plug_tap(fabric: Fabric, host_name: str, state: PortState) -> str:
     return link
 
 
-def unplug(state: PortState) -> None:
+def unplug(fabric: Fabric, state: PortState) -> None:
     """Take the port's interface away; nothing to do if there is none.
 
-    One that somebody else made, libvirt for instance, is theirs to take away: then `Refused`.
+    One that somebody else made, libvirt or the CNI, is theirs to take away: then `Refused`.
     """
+    check_not_attached(fabric, state.port.id, state.port.name, "unplugged")
     _check_not_host_port(state, "unplugged")
     own = links.link_name(state.port.id)
     attach.remove_interface(own)
@@ -119,6 +121,7 @@ def _check_not_host_port(state: PortState, done: str) -> None:
 
 def _check_free(fabric: Fabric, host_name: str, state: PortState) -> None:
     """A port is in one place: plugging it in twice would send its traffic to the later one."""
+    check_not_attached(fabric, state.port.id, state.port.name, "plugged in")
     elsewhere = sorted(
         row["host"]
         for row in fabric.select("Binding", port=state.port.id)

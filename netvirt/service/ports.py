@@ -17,7 +17,7 @@ from netvirt.model import (
     Subnet,
     holder,
 )
-from netvirt.service import host_ports, networks
+from netvirt.service import attachments, host_ports, networks
 from netvirt.service.acknowledge import hosts_of_network, wait_for_hosts
 from tenancy import ledger
 from tenancy import service as tenants
@@ -210,12 +210,15 @@ def delete(
                 f"port {name} of network {network_name} is in use on {where}. Unplug it there "
                 f"first (`nvctl port unplug {name}`), or give --force."
             )
+        if not force:
+            attachments.check_not_attached(fabric, row.id, name, "deleted")
         if not bindings:
             transaction.require_none("Binding", port=row.id)
         # Two deleters must not both give the quota back.
         transaction.require("Port", id=row.id)
         transaction.delete_where("Binding", port=row.id)
         transaction.delete_where("Address", port=row.id)
+        transaction.delete_where("Attachment", port=row.id)
         transaction.delete(row)
         amounts = {Resource.PORTS: 1, Resource.ADDRESSES: len(addresses)}
         ledger.refund(transaction, row["tenant"], amounts)
