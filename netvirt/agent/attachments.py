@@ -46,6 +46,8 @@ OTHER_HOSTS_WAIT_S = 2.0
 # How long a switch may report an error about an interface before it is believed.
 ERROR_GRACE_S = 1.0
 
+# How long the making of a link takes at most, from the link to its alias.
+MAKING_S = 2.0
 # What our links say of who made them.
 MAKER = "cni"
 
@@ -209,6 +211,7 @@ class Attachments:
             if not self.expected[port_id] and (attachment is None or attachment.port != port_id):
                 log.warning("interface without attachment removed", interface=interface.name)
                 yield from self._detach(port_id)
+        yield from self._sweep_half_made()
         suspects = [
             PortId(port_id)
             for port_id in links.made_by(MAKER)
@@ -218,6 +221,17 @@ class Attachments:
             if (yield from self._find_port(port_id)) is None and not self.expected[port_id]:
                 log.warning("link without port removed", link=links.link_name(port_id))
                 yield from self._detach(port_id)
+
+    def _sweep_half_made(self) -> Work:
+        """Remove links whose maker was killed before they said whose they are."""
+        before = links.nameless()
+        seen_at = time.monotonic()
+        while before and time.monotonic() - seen_at < MAKING_S:
+            yield
+        for name in before & links.nameless() if before else ():
+            if name not in self._parts.vswitch.interfaces():
+                log.warning("half-made link removed", link=name)
+                links.remove_nameless(name)
 
     # Steps of ADD
 

@@ -23,6 +23,7 @@ from tenancy.errors import AlreadyExists, BackendUnavailable, InvalidRequest, Re
 
 _NAME = re.compile(r"[^\s/:]{1,15}")
 _MAC = re.compile(r"(?:[0-9a-f]{2}:){5}[0-9a-f]{2}")
+_OWN_NAME = re.compile(r"vk[0-9a-f]{11}")
 _ALIAS = re.compile(r"virtkit [a-z]+ ([0-9a-f-]{36})")
 # The least that IPv4 allows (RFC 791), and the most that a veth does.
 _MTU_RANGE = range(68, 65536)
@@ -153,6 +154,26 @@ def made_by(maker: str) -> list[UUID]:
         aliases = [link.get_attr("IFLA_IFALIAS") or "" for link in here.get_links()]
     ports = (_made_for(alias) for alias in aliases if alias.startswith(f"virtkit {maker} "))
     return [port for port in ports if port is not None]
+
+
+def nameless() -> frozenset[str]:
+    """Veths that look like a port's, and don't say of which: being made, or left half-made."""
+    with _translated("links"), IPRoute() as here:
+        return frozenset(
+            name
+            for link in here.get_links()
+            if _OWN_NAME.fullmatch(name := link.get_attr("IFLA_IFNAME"))
+            and _kind(link) == "veth"
+            and not link.get_attr("IFLA_IFALIAS")
+        )
+
+
+def remove_nameless(name: str) -> None:
+    """Delete such a link, if it still says of nobody that it is his. Idempotent."""
+    with _translated(f"link {name}"), IPRoute() as here:
+        link = _find(here, name)
+        if link is not None and not link.get_attr("IFLA_IFALIAS"):
+            _delete(here, name)
 
 
 def underlay_mtu(tunnel_ip: IPv4Address) -> tuple[str, int]:
