@@ -5,7 +5,6 @@ A conflist is kept as the dictionary that its JSON is, see the CNI specification
 
 import json
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +63,9 @@ def write(host: Host, config: Conflist, directory: str = DIRECTORY) -> None:
     draft.rename(place / f"10-{config['name']}.conflist")
 
 
-def install_programs(host: Host, own: Iterable[tuple[str, Path]] = ()) -> None:
-    """Put Debian's reference plugins, and our own by name, where runtimes look for them."""
+def install_reference_plugins(host: Host) -> None:
+    """Put Debian's plugins where runtimes look for them."""
     place = host.path(PROGRAMS)
     place.mkdir(parents=True, exist_ok=True)
     for program in _DEBIAN.iterdir():
         shutil.copy2(program, place)
-    for name, file in own:
-        shutil.copy2(file, place / name)

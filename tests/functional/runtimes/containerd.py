@@ -42,9 +42,14 @@ class Pod:
     def ip(self) -> str:
         return self.ips[0]
 
-    def run(self, *argv: str, check: bool = True) -> str:
+    @property
+    def netns_name(self) -> str:
+        """In /run/netns of its host."""
+        return self.netns.rpartition("/")[2]
+
+    def run(self, *argv: str, check: bool = True, timeout_s: int = 10) -> str:
         """What a command prints in the pod's container."""
-        code, output = self.runtime.cri.execute(self.container, argv)
+        code, output = self.runtime.cri.execute(self.container, argv, timeout_s)
         assert code == 0 or not check, f"{self.name}: {' '.join(argv)}: {output}"
         return output
 

@@ -128,7 +128,7 @@ class Cri:
         """Forget a pod and its containers."""
         self._call("RemovePodSandbox", pod_sandbox_id=sandbox)
 
-    def execute(self, container: str, argv: Sequence[str], timeout_s: int = 30) -> tuple[int, str]:
+    def execute(self, container: str, argv: Sequence[str], timeout_s: int) -> tuple[int, str]:
         """A command in a running container: its exit code and what it printed."""
         done = self._call("ExecSync", container_id=container, cmd=argv, timeout=timeout_s)
         return int(done.exit_code), (done.stdout + done.stderr).decode(errors="replace")
