@@ -24,7 +24,7 @@ CNI_END := $(MUSL)/crtn.o
 # Tests build it with other paths and shorter times, see plugins/cni/config.h.
 CNI_SETTINGS :=
 
-.PHONY: demo test unit functional lint docs install clean
+.PHONY: demo test unit functional lint bench docs install clean
 
 demo: $(READY) $(CNI)
 	$(BIN)/python -m lab.demo $(if $(KEEP),--keep)
@@ -43,6 +43,10 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	shellcheck $(SCRIPTS)
+
+bench: $(READY) $(CNI)
+	@test -f benchmarks/$(BENCH).py || { echo "Say which: make bench BENCH=cni" >&2; exit 2; }
+	$(BIN)/python -m benchmarks.$(BENCH)
 
 docs: $(READY)
 	$(BIN)/python docs/generate.py

@@ -1,6 +1,7 @@
 """`make bench BENCH=cni`: ADD and DEL beside the reference plugins `bridge` and `host-local`.
 
-Both on one host of a lab of two, call by call in turn, then fifty at once. Ours also joins the
+Both on one host of a lab of two, where one container is already, call by call in turn, then fifty
+at once. Ours also joins the
 container to a network that the other host holds a port of: every container of the sequential runs
 is pinged from there when ADD has returned, one ping and no second one; that is not part of the
 time.
@@ -81,10 +82,15 @@ def main() -> None:
             for number in names:
                 for side in ("ours", "peer"):
                     host.add_netns(f"{side}-{number}")
-        far = Driver(there)
-        status = far.do(plugin="ours", verb="ADD", name="ours-0")
-        assert status[1] == 0, status
-        driver = Driver(here)
+        far, driver = Driver(there), Driver(here)
+        for side in ("ours", "peer"):
+            here.add_netns(f"{side}-resident")
+        residents = (
+            far.do(plugin="ours", verb="ADD", name="ours-0"),
+            driver.do(plugin="ours", verb="ADD", name="ours-resident"),
+            driver.do(plugin="peer", verb="ADD", name="peer-resident"),
+        )
+        assert all(status == 0 for _, status, _ in residents), residents
         figures = [*sequential(driver, there), *bursts(driver)]
         driver.close()
         far.close()
