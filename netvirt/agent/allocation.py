@@ -30,7 +30,8 @@ class PortPlan:
 
     The port is bound to `host` in the transaction that makes it. `attachment` has the columns of
     an Attachment row besides `host`, `port` and `network`. A port that is not `charged` costs the
-    tenant no quota.
+    tenant no quota. Without `acknowledged` no host is asked to say that it knows of the port: that
+    asks all of the fabric.
     """
 
     tenant_name: str
@@ -43,6 +44,7 @@ class PortPlan:
     labels: Mapping[str, str] = field(default_factory=dict)
     attachment: Mapping[str, str] | None = None
     charged: bool = True
+    acknowledged: bool = True
 
 
 class Allocator:
@@ -87,7 +89,7 @@ class PortOrder:
 
     @property
     def cfg(self) -> int:
-        """The change that hosts acknowledge, once the port is stored."""
+        """The change that hosts acknowledge, once the port is stored; 0 if none is asked to."""
         return (self._changes.cfg if self._changes else None) or 0
 
     def stored(self) -> bool:
@@ -176,7 +178,8 @@ class PortOrder:
         if plan.charged:
             amounts = {Resource.PORTS: 1, Resource.ADDRESSES: len(port.addresses)}
             ledger.charge(changes, port.tenant, plan.tenant_name, amounts)
-        changes.request_acknowledgement()
+        if plan.acknowledged:
+            changes.request_acknowledgement()
         self._changes, self._pending = changes, self._requests.commit(changes)
 
     def _retry(self, error: UniqueViolation) -> None:

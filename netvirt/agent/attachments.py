@@ -111,6 +111,7 @@ class Attachments:
         network = yield from self._find_network(call.tenant, call.network)
         watch.note("found")
         self._check_addresses(call, network)
+        is_new_here = not self._holds(network.id)
         order = PortOrder(
             self._parts.requests,
             self._allocator,
@@ -123,6 +124,7 @@ class Attachments:
                 mac=call.mac,
                 addresses=call.addresses,
                 labels=call.labels,
+                acknowledged=is_new_here or bool(self._knowledge.hosts_of(network.id)),
                 attachment={
                     "conflist": call.conflist,
                     "container": call.container,
@@ -133,7 +135,6 @@ class Attachments:
         )
         port_id = order.port.id
         self.expected[port_id] += 1
-        is_new_here = not self._holds(network.id)
         self.networks[network.id] += 1
         try:
             wanted = yield from self._store_and_plug(call, network, order, has_default_route, watch)
@@ -141,6 +142,8 @@ class Attachments:
             if is_new_here:
                 yield from self._until_complete(network.id)
                 watch.note("complete")
+            yield from self._until_others_follow(network.id, order.cfg)
+            watch.note("followed")
         except GeneratorExit:
             raise
         except BaseException:
@@ -151,8 +154,6 @@ class Attachments:
         finally:
             _release(self.expected, port_id)
             _release(self.networks, network.id)
-        yield from self._until_others_follow(network.id, order.cfg)
-        watch.note("followed")
         log.info("attached", attachment=call.subject, port=str(port_id), ms=watch.passed)
         return result.render(call, network, order.port, wanted, links.link_name(port_id))
 
