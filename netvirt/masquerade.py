@@ -14,6 +14,10 @@ REMOVED = f"add table {TABLE}\ndelete table {TABLE}\n"
 # Behind kube-proxy and portmap, which masquerade at `srcnat`: whoever comes first decides.
 # `fib ... oif type` is the type of an address as seen from the link that the packet leaves by.
 _CHAINS = """\
+    chain prerouting {
+        type filter hook prerouting priority raw; policy accept;
+        iifname @gateways ip daddr 127.0.0.0/8 drop comment "kube-proxy lets loopback be routed"
+    }
     chain forward {
         type filter hook forward priority filter; policy accept;
         iifname @gateways oifname @gateways iifname . oifname != @same ct status ! dnat drop \\

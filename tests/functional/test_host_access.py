@@ -1,20 +1,16 @@
 """Hosts in tenants' networks: who reaches whom, by which address, and what Services need."""
 
-import json
 import os
-import subprocess
-import sys
-import textwrap
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
 from lab.host import Host
 from lab.lab import Lab
 from lab.waiting import until
+from tests.functional.places import Place, device, is_in, own_port, place
 from tests.functional.tenants import Container, Fabric, agent_state, pinging, pinging_from
 
 pytestmark = pytest.mark.functional
@@ -23,77 +19,6 @@ GATEWAY = "10.1.0.1"
 # A Service's address is on no link; kube-proxy's rules translate it.
 SERVICE, SERVICES = "10.96.0.10", "10.96.0.0/16"
 NODE_PORT = 30080
-SIZE = 3_000_000
-
-SERVE = """
-    import hashlib, os, socket, sys
-    listener = socket.create_server((sys.argv[1], 8080))
-    print("listening", flush=True)
-    while True:
-        stream, peer = listener.accept()
-        with stream:
-            left, digest = int(stream.recv(8)), hashlib.sha256()
-            while left:
-                data = stream.recv(min(left, 65536))
-                if not data:
-                    break
-                left -= len(data)
-                digest.update(data)
-            back = os.urandom(int(sys.argv[2]))
-            stream.sendall(f"{peer[0]:>15}{digest.hexdigest()}".encode())
-            stream.sendall(hashlib.sha256(back).hexdigest().encode() + back)
-"""
-CALL = """
-    import hashlib, os, socket, sys
-    size = int(sys.argv[3])
-    with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=15) as stream:
-        sent = os.urandom(size)
-        stream.sendall(f"{size:08}".encode() + sent)
-        reply = b""
-        while data := stream.recv(65536):
-            reply += data
-    peer, there, back, data = reply[:15], reply[15:79], reply[79:143], reply[143:]
-    assert there.decode() == hashlib.sha256(sent).hexdigest(), "what was sent arrived otherwise"
-    assert len(data) == size and back.decode() == hashlib.sha256(data).hexdigest(), len(data)
-    print(peer.decode().strip())
-"""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Somewhere to run a program: a host itself, or a network namespace on it."""
-
-    host: Host
-    netns: str | None = None
-
-    def call(self, ip: str, port: int = 8080, size: int = SIZE) -> str:
-        """Send a server that many bytes and take as many from it, all compared; the source
-        address that it saw."""
-        argv = [sys.executable, "-c", textwrap.dedent(CALL), ip, str(port), str(size)]
-        return self.host.run(argv, netns=self.netns, timeout_s=40).stdout.strip()
-
-    @contextmanager
-    def serving(self, ip: str) -> Iterator[None]:
-        """A server for `call`."""
-        argv = [sys.executable, "-c", textwrap.dedent(SERVE), ip, str(SIZE)]
-        process = self.host.popen(argv, netns=self.netns, stdout=subprocess.PIPE, text=True)
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "listening\n"
-            yield
-        finally:
-            process.kill()
-            process.wait(10)
-
-    def ping(self, ip: str, *options: str, count: int = 3) -> int:
-        """How many of `count` pings are answered."""
-        argv = ["ping", "-c", str(count), "-i", "0.2", "-W", "1", *options, ip]
-        found = self.host.run(argv, netns=self.netns, check=False).stdout
-        return int(found.partition(" received")[0].rpartition(" ")[2] or 0)
-
-
-def place(container: Container) -> Place:
-    return Place(container.host, container.netns)
 
 
 @pytest.fixture(scope="module")
@@ -117,27 +42,6 @@ def fabric() -> Iterator[Fabric]:
                     timeout_s=10,
                 )
         yield fabric
-
-
-def own_port(fabric: Fabric, host: Host, tenant: str = "red") -> dict[str, Any]:
-    """The host's own port in a tenant's network."""
-    found = fabric(f"nvctl port list -t {tenant} -n front")
-    (port,) = [one for one in found if one["name"] == f"host-{host.name}"]
-    return dict(port)
-
-
-def device(fabric: Fabric, host: Host, tenant: str = "red") -> str:
-    return "vh" + own_port(fabric, host, tenant)["id"].replace("-", "")[:11]
-
-
-def is_in(fabric: Fabric, host: Host, tenant: str) -> bool:
-    """Whether the host has its device in the network, with an address."""
-    names = {f"host-{host.name}"} & {p["name"] for p in fabric(f"nvctl port list -t {tenant}")}
-    if not names:
-        return False
-    links = host.run(["ip", "-j", "address", "show", "up"]).stdout
-    name = device(fabric, host, tenant)
-    return any(link.get("ifname") == name and link["addr_info"] for link in json.loads(links))
 
 
 @pytest.fixture(scope="module")
@@ -480,6 +384,27 @@ def test_a_host_that_has_an_address_in_the_network_stays_out_and_says_so(
     h1.run(["ip", "address", "del", "10.4.0.77/32", "dev", "lo"])
     until(lambda: problems("h1") == "[]", what="it stays out", timeout_s=10)
     fabric.do("nvctl network delete back -t red --yes")
+
+
+def test_without_nftables_nothing_gets_out_and_the_host_says_why(
+    fabric: Fabric, a: Container, h1: Host, ctl: Host
+) -> None:
+    (library,) = {found.resolve() for found in Path("/usr/lib").glob("*/libnftables.so.1")}
+    h1.kill("agent")
+    h1.run(["mount", "--bind", "/dev/null", str(library)])
+    h1.start("agent")
+
+    def problems() -> str:
+        return str(fabric("nvctl host get h1")["problems"])
+
+    until(lambda: "do not get out by this host" in problems(), what="no problem", timeout_s=10)
+    assert "apt-get install python3-nftables" in problems()
+    assert Place(h1).ping(a.ip) == a.ping(GATEWAY) == 3
+    assert a.ping(str(ctl.address), count=2) == 0
+
+    h1.run(["umount", str(library)])
+    until(lambda: problems() == "[]", what="it is still missing", timeout_s=10)
+    assert a.ping(str(ctl.address)) == 3
 
 
 def test_refusals_say_what_to_do(fabric: Fabric, h1: Host) -> None:
