@@ -25,6 +25,8 @@ from lab.wire import TunnelledFrame, tunnelled_frames
 from tenancy.cli import run as run_command
 
 NAME = "demo"
+# Built by `make`.
+CNI_PROGRAM = Path(__file__).parent.parent / "build/virtkit-cni"
 CIDR = "10.5.0.0/24"
 APP, PEER = "10.5.0.10", "10.5.0.11"
 OVERLAY = {"red": "vxlan", "blue": "gre"}
@@ -121,7 +123,7 @@ class Demo:
         """`app` of either tenant on one host, with one address; blue's `peer` on another."""
         app_host, peer_host = self.others
         self.app_host = app_host
-        title = f"a container of red and one of blue on {app_host.name}, both {APP}"
+        title = f"the CNI joins a container of red and one of blue on {app_host.name}, both {APP}"
         with self.report.step(title) as step:
             for tenant in OVERLAY:
                 self.plug_container(app_host, tenant, "app", APP)
@@ -251,13 +253,24 @@ class Demo:
         return done.returncode == 0
 
     def plug_container(self, host: Host, tenant: str, name: str, ip: str) -> None:
-        """A network namespace in the place of a container, with a port's veth in it."""
-        host.add_netns(f"{tenant}-{name}")
-        self.ctl(f"nvctl port create {name} --tenant {tenant} --network front --ip {ip}")
-        self.on(
-            host,
-            f"nvctl port plug {name} --tenant {tenant} --network front --netns {tenant}-{name}",
+        """A network namespace in the place of a container, joined as a runtime would join it."""
+        container = f"{tenant}-{name}"
+        host.add_netns(container)
+        configuration = {"cniVersion": "1.1.0", "name": "demo", "type": "virtkit"}
+        done = host.run(
+            [str(CNI_PROGRAM)],
+            environment={
+                "CNI_COMMAND": "ADD",
+                "CNI_CONTAINERID": container,
+                "CNI_NETNS": f"/run/netns/{container}",
+                "CNI_IFNAME": "eth0",
+                "CNI_ARGS": f"IP={ip}",
+            },
+            input=json.dumps({**configuration, "tenant": tenant, "network": "front"}),
+            check=False,
         )
+        if done.returncode != 0:
+            raise AssertionError(f"CNI ADD of {container} failed: {done.stdout}")
 
     def received(self, host: Host, netns: str) -> int:
         """Frames that a container's interface has received."""
