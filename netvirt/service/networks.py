@@ -185,8 +185,11 @@ def change(
     made: list[Transaction] = []
     network = fabric.change(build)
     if wait_s is not None:
-        hosts = hosts_of_network(fabric, network)
-        wait_for_hosts(fabric, f"network {name}", made[-1].cfg, hosts, wait_s)
+        concerned = hosts_of_network(fabric, network)
+        if host_access:
+            # Those that are still to have a port in it, too.
+            concerned |= {host["name"] for host in fabric.select("Host")}
+        wait_for_hosts(fabric, f"network {name}", made[-1].cfg, concerned, wait_s)
     return get(fabric, tenant_name, name)
 
 

@@ -298,6 +298,21 @@ def test_another_machine_reaches_a_port_of_the_host(
         assert Place(ctl).call(str(h1.address), NODE_PORT) == seen
 
 
+def test_where_forwarding_is_dropped_two_rules_let_containers_out(
+    a: Container, h1: Host, ctl: Host
+) -> None:
+    """As docs/network.md has them, for hosts with Docker, say."""
+    h1.run(["iptables", "-P", "FORWARD", "DROP"])
+    try:
+        assert a.ping(str(ctl.address), count=2) == 0
+        for way in ("-i", "-o"):
+            h1.run(["iptables", "-I", "FORWARD", way, "vh+", "-j", "ACCEPT"])
+        assert a.ping(str(ctl.address)) == 3
+    finally:
+        h1.run(["iptables", "-P", "FORWARD", "ACCEPT"])
+        h1.run(["iptables", "-F", "FORWARD"])
+
+
 # What fails, and what comes back
 
 

@@ -10,7 +10,7 @@ import pytest
 from netvirt.agent import bindings, interest
 from netvirt.agent.knowledge import Knowledge
 from netvirt.compile import Local, Remote
-from netvirt.model import Binding, BindingId, NetworkId, PortId
+from netvirt.model import Binding, BindingId, Network, NetworkId, PortId
 from netvirt.observed import Interface
 from netvirt.rows import AGENT_COLUMNS
 from netvirt.service import networks, ports
@@ -118,6 +118,47 @@ def test_a_host_receives_rows_of_the_networks_it_holds_and_no_others(
     assert follower.rows("Port") == follower.rows("Address") == 10
     assert follower.rows("Subnet") == 2
     assert set(follower.knowledge.networks) == held
+
+
+def test_every_host_is_in_the_networks_with_host_access(
+    fabric: Fabric, follower: Follower, world: dict[int, list[PortState]]
+) -> None:
+    network = networks.change(fabric, "red", "n4", host_access=True)
+
+    follower.settle(lambda: follower.rows("Port") == 5)
+
+    assert follower.knowledge.held_networks() == {network.id}
+    assert follower.knowledge.networks_with_host_access() == [network]
+    assert set(follower.knowledge.ports) == {state.port.id for state in world[4]}
+    networks.change(fabric, "red", "n4", host_access=False)
+    follower.settle(lambda: follower.rows("Network") == 0)
+    assert follower.knowledge.held_networks() == frozenset()
+
+
+def test_a_host_knows_its_own_port_from_the_others(fabric: Fabric, follower: Follower) -> None:
+    tenants.create(fabric, "red")
+    request = NetworkRequest(name="front", cidrs=["10.1.0.0/24"], host_access=True)
+    network = networks.create(fabric, "red", request)
+    made = {host: enter_host_port(fabric, network, host) for host in ("h2", HOST)}
+
+    follower.settle(lambda: follower.rows("Port") == 2)
+
+    own = follower.knowledge.own_port(network.id)
+    assert own is not None
+    assert own.id == made[HOST]
+    networks.change(fabric, "red", "front", host_access=False)
+    follower.settle(lambda: follower.rows("Port") == 0)
+    assert follower.knowledge.own_port(network.id) is None
+
+
+def enter_host_port(fabric: Fabric, network: Network, host: str) -> UUID:
+    port_id = uuid4()
+    transaction = fabric.transaction()
+    columns = {"tenant": network.tenant, "network": network.id, "name": f"host-{host}"}
+    mac = f"0a:00:00:00:00:{len(host) + ord(host[-1]):02x}"
+    transaction.insert_as(port_id, "Port", {**columns, "mac": mac, "kind": "host"})
+    transaction.commit()
+    return port_id
 
 
 def test_a_network_that_is_held_no_more_is_forgotten(

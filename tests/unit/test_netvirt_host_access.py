@@ -147,7 +147,7 @@ def test_a_hosts_own_port_is_nobodys_to_make_plug_or_delete(fabric: Fabric, own:
     with pytest.raises(Refused, match=its + "plugged in"):
         plug_tap(fabric, "h1", own)
     with pytest.raises(Refused, match=its + "unplugged"):
-        unplug(own)
+        unplug(fabric, own)
 
     assert rows_left(fabric) == [1, 1, 1]
 
