@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.functional.runtimes import conflist
-from tests.functional.runtimes.cluster import Nodes, joins, nodes_with_containerd
+from tests.functional.runtimes.cluster import Nodes, fetch, joins, nodes_with_containerd
 from tests.functional.runtimes.conflist import BANDWIDTH, PORTMAP
 from tests.functional.runtimes.cri import CriError
 from tests.functional.runtimes.leftovers import nothing_left
@@ -41,6 +41,27 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
 def all_is_as_before(nodes: Nodes) -> Iterator[None]:
     with nodes.as_before():
         yield
+
+
+@pytest.mark.parametrize("handler", ["portmap", "all", ""])
+def test_a_host_port_is_reached_on_the_host_and_from_another(nodes: Nodes, handler: str) -> None:
+    """Without a handler: what `nvctl cni install` writes."""
+    pod = nodes.h1.run_pod("web", handler=handler, host_ports={8080: 80})
+    pod.serve(80, "forwarded")
+    url = f"http://{nodes.h1.host.address}:8080/"
+
+    for host in nodes.lab.hosts:
+        assert fetch(host, url) == "forwarded", host.name
+
+
+def test_a_pod_reaches_a_host_port_of_another_pod(nodes: Nodes) -> None:
+    web = nodes.h1.run_pod("web", host_ports={8080: 80})
+    web.serve(80, "forwarded")
+
+    for runtime in (nodes.h1, nodes.h2):
+        pod = runtime.run_pod("asking")
+        said = pod.run("wget", "-qO-", f"http://{nodes.h1.host.address}:8080/")
+        assert said == "forwarded\n", runtime.host.name
 
 
 def test_a_pod_gets_no_more_than_its_bandwidth(nodes: Nodes) -> None:
@@ -89,10 +110,11 @@ def test_when_a_later_plugin_fails_nothing_is_left_of_ours(nodes: Nodes) -> None
 
 def test_what_all_of_them_made_goes_with_the_pod(nodes: Nodes) -> None:
     """Links and port forwardings are among what `nothing_left` looks at."""
-    options = {"handler": "all", "annotations": EIGHT_MEGABIT}
     with nothing_left(nodes.lab):
-        pod = nodes.h1.run_pod("web", host_ports={8080: 80}, **options)
-        peer = nodes.h2.run_pod("peer", **options)
+        pod = nodes.h1.run_pod(
+            "web", handler="all", host_ports={8080: 80}, annotations=EIGHT_MEGABIT
+        )
+        peer = nodes.h2.run_pod("peer", handler="all")
         assert peer.answers_first_ping_to(pod.ip)
 
         pod.remove()

@@ -6,6 +6,8 @@ Every test takes its pods away, and of what `nothing_left` looks at nothing may 
 import json
 import os
 import re
+import sys
+import textwrap
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -15,7 +17,7 @@ import pytest
 
 from lab.waiting import until
 from tests.functional.runtimes import conflist, plugin
-from tests.functional.runtimes.cluster import TENANT, Nodes, joins, nodes_with_containerd
+from tests.functional.runtimes.cluster import TENANT, Nodes, fetch, joins, nodes_with_containerd
 from tests.functional.runtimes.containerd import CTR
 from tests.functional.runtimes.cri import CriError
 from tests.functional.runtimes.images import BUSYBOX
@@ -114,7 +116,8 @@ def test_a_second_network_is_joined_as_multus_does_it(nodes: Nodes) -> None:
     assert a.run("ip", "-4", "route").count("default") == 1
     for pod in (a, b):
         for verb in ("CHECK", "DEL"):
-            plugin.call(pod.runtime.host, verb, config, about[pod], prevResult=results[pod])
+            added = {"prevResult": results[pod]}
+            plugin.call(pod.runtime.host, verb, config, about[pod], added)
     assert not a.answers_first_ping_to(second)
     assert a.answers_first_ping_to(b.ip)
 
@@ -133,6 +136,53 @@ def test_a_pod_may_have_ipv6_alone_or_both(nodes: Nodes) -> None:
         assert [ip_address(ip).version for ip in pod.ips] == [4, 6]
     assert only[0].answers_first_ping_to(only[1].ip)
     assert all(both[0].answers_first_ping_to(ip) for ip in both[1].ips)
+
+
+def test_a_host_reaches_a_pod_over_ipv6(nodes: Nodes) -> None:
+    pod = nodes.h1.run_pod("probed", handler="six")
+    pod.serve(8080, "healthy")
+
+    assert fetch(nodes.h1.host, f"http://[{pod.ip}]:8080/") == "healthy"
+
+
+# The host
+
+
+def test_a_host_reaches_its_own_pod_as_a_kubelets_probe_does(nodes: Nodes) -> None:
+    pod = nodes.h1.run_pod("probed")
+    pod.serve(8080, "healthy")
+
+    assert fetch(nodes.h1.host, f"http://{pod.ip}:8080/", timeout_s=1) == "healthy"
+
+
+def test_a_pod_reaches_its_host_and_other_hosts(nodes: Nodes) -> None:
+    pod = nodes.h1.run_pod("asking")
+
+    assert pod.answers_first_ping_to(nodes.h1.host.address)
+    assert pod.answers_first_ping_to(nodes.h2.host.address)
+
+
+def test_a_pod_reaches_the_outside_in_its_hosts_name(nodes: Nodes) -> None:
+    """Beyond the hosts nobody knows pods' addresses, so that answers must find the host."""
+    pod = nodes.h1.run_pod("leaving")
+    serve = """
+        import socket, sys
+        with socket.create_server((sys.argv[1], 7777)) as server:
+            server.settimeout(10)
+            print("listening", flush=True)
+            stream, (peer, _) = server.accept()
+            stream.sendall(peer.encode())
+            stream.close()
+    """
+    ctl = nodes.lab.ctl
+    program = [sys.executable, "-c", textwrap.dedent(serve), ctl.address]
+    with ctl.popen(program, stdout=-1, text=True) as outside:
+        assert outside.stdout is not None
+        assert outside.stdout.readline() == "listening\n"
+
+        seen = pod.run("nc", "-w", "5", ctl.address, "7777")
+
+    assert seen == nodes.h1.host.address
 
 
 # What goes wrong is said

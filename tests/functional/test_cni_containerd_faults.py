@@ -5,7 +5,7 @@ Every test takes its pods away, and of what `nothing_left` looks at nothing may 
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 
@@ -43,7 +43,7 @@ def test_stopping_a_pod_twice_is_stopping_it_once(nodes: Nodes) -> None:
         pod = nodes.h1.run_pod("short")
 
         cri.stop_sandbox(pod.sandbox)
-        assert nodes.cluster.ports() == []
+        assert nodes.attached() == 0
         cri.stop_sandbox(pod.sandbox)
 
         cri.remove_sandbox(pod.sandbox)
@@ -69,27 +69,38 @@ def test_containerd_killed_while_it_makes_pods_leaves_what_its_clean_up_removes(
 ) -> None:
     """A kubelet removes the pods that are listed; what containerd has forgotten, GC finds."""
     host = nodes.h1.host
-    moments = {
-        "a plugin has been started": lambda: _is_running(host, "virtkit"),
-        "a pod has an address": nodes.cluster.ports,
-        "a pod is listed": nodes.h1.cri.sandboxes,
+    moments: dict[str, Callable[[], int]] = {
+        "a plugin has been started": lambda: _running(host, "virtkit"),
+        "a pod is attached": nodes.attached,
+        "a pod is listed": lambda: len(nodes.h1.cri.sandboxes()),
     }
     with nothing_left(nodes.lab), _forgotten_namespaces(host):
-        for turn, (moment, has_come) in enumerate(moments.items()):
-            with ThreadPoolExecutor(4) as pool:
-                for number in range(4):
-                    pool.submit(_run_pod_unless_killed, nodes.h1, f"cut-{turn}-{number}")
-                until(has_come, what=f"not seen: {moment}", timeout_s=20)
-                host.kill("containerd")
+        for moment, count in moments.items():
+            _kill_containerd_while_it_makes_pods(nodes.h1, moment, count)
             host.start("containerd")
-            until(lambda: not _is_running(host, "virtkit"), what="a plugin stays", timeout_s=35)
-        assert nodes.cluster.ports()
+            until(lambda: not _running(host, "virtkit"), what="a plugin stays", timeout_s=35)
+        assert nodes.attached() > 0
 
         nodes.h1.remove_all()
         newer = {**joins("pods"), "name": "virtkit", "cniVersion": "1.1.0"}
-        plugin.call(host, "GC", newer, **{"cni.dev/valid-attachments": []})
+        plugin.call(host, "GC", newer, added={"cni.dev/valid-attachments": []})
 
-        assert nodes.cluster.ports() == []
+        assert nodes.attached() == 0
+
+
+def test_a_node_that_lost_its_power_removes_the_pods_that_it_had(nodes: Nodes) -> None:
+    """Processes, namespaces and links are gone; containerd and the fabric remember them."""
+    host = nodes.h1.host
+    with nothing_left(nodes.lab):
+        pods = [nodes.h1.run_pod(f"lost-{number}") for number in range(2)]
+        host.kill("containerd")
+        for pod in pods:
+            for pid in host.run(["ip", "netns", "pids", pod.netns_name]).stdout.split():
+                host.run(["kill", "-9", pid], check=False)
+            host.delete_netns(pod.netns_name)
+        host.start("containerd")
+
+        nodes.h1.remove_all()
 
 
 def test_pods_are_removed_while_the_agent_is_away(nodes: Nodes) -> None:
@@ -102,9 +113,9 @@ def test_pods_are_removed_while_the_agent_is_away(nodes: Nodes) -> None:
             pod.remove()
 
         assert nodes.h1.cri.sandboxes() == []
-        assert len(nodes.cluster.ports()) == 2
+        assert nodes.attached() == 2
         host.start("agent")
-        until(lambda: nodes.cluster.ports() == [], what="ports are left", timeout_s=10)
+        until(lambda: nodes.attached() == 0, what="something is attached", timeout_s=10)
 
 
 def test_an_address_that_a_removed_pod_had_is_free_as_soon_as_the_agent_is_back(
@@ -149,8 +160,8 @@ def test_the_agent_killed_while_pods_are_made_leaves_no_pod_half_made(nodes: Nod
             nodes.h1.cri.stop_sandbox(sandbox.id)
             nodes.h1.cri.remove_sandbox(sandbox.id)
     until(
-        lambda: len(nodes.cluster.ports()) == len(made) + 1,
-        what="pods that were refused have left ports",
+        lambda: nodes.attached() == len(made) + 1,
+        what="pods that were refused are attached",
         timeout_s=10,
     )
 
@@ -168,13 +179,26 @@ def test_without_an_agent_a_pod_is_refused_and_can_be_had_later(nodes: Nodes) ->
     assert nodes.h1.run_pod("early").ips
 
 
+def _kill_containerd_while_it_makes_pods(
+    runtime: Containerd, moment: str, count: Callable[[], int]
+) -> None:
+    """It gets as far as to what is counted at this moment."""
+    before = count()
+    with ThreadPoolExecutor(4) as pool:
+        for number in range(4):
+            pool.submit(_run_pod_unless_killed, runtime, f"{moment}-{number}".replace(" ", "-"))
+        until(lambda: count() > before, what=f"not seen: {moment}", timeout_s=20)
+        runtime.host.kill("containerd")
+
+
 def _run_pod_unless_killed(runtime: Containerd, name: str) -> None:
     with suppress(CriError):
         runtime.run_pod(name)
 
 
-def _is_running(host: Host, program: str) -> bool:
-    return host.run(["pgrep", "-x", program], check=False).returncode == 0
+def _running(host: Host, program: str) -> int:
+    """How many processes of this name there are."""
+    return len(host.run(["pgrep", "-x", program], check=False).stdout.split())
 
 
 @contextmanager

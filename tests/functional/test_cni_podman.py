@@ -9,7 +9,7 @@ import pytest
 from lab.host import Host
 from lab.waiting import until
 from tests.functional.runtimes import conflist
-from tests.functional.runtimes.cluster import Cluster, cluster, joins
+from tests.functional.runtimes.cluster import Cluster, cluster, fetch, joins
 from tests.functional.runtimes.images import BUSYBOX
 from tests.functional.runtimes.leftovers import nothing_left
 from tests.functional.runtimes.podman import Podman, PodmanContainer
@@ -101,6 +101,17 @@ def test_an_address_that_is_taken_on_another_host_is_refused(
         assert "10.244.0.77" in said
         assert "network pods" in said, said
         h2("rm", "--all", "--force")
+
+
+def test_a_published_port_is_reached_on_the_host_and_from_another(
+    nodes: Cluster, h1: Podman
+) -> None:
+    web = h1.run_container("web", DEFAULT, "--publish", "8080:80")
+    web.serve(80, "published")
+    url = f"http://{h1.host.address}:8080/"
+
+    for host in nodes.lab.hosts:
+        assert fetch(host, url) == "published", host.name
 
 
 def test_a_container_joins_two_networks(h1: Podman, h2: Podman) -> None:

@@ -14,9 +14,9 @@ from typing import Any
 from lab.host import Host
 from lab.lab import Lab
 from tests.functional.runtimes import conflist, images
-from tests.functional.runtimes.conflist import Conflist
+from tests.functional.runtimes.conflist import Conflist, Plugin
 from tests.functional.runtimes.containerd import Containerd
-from tests.functional.runtimes.leftovers import nothing_left
+from tests.functional.runtimes.leftovers import nothing_left, rows
 from tests.functional.tenants import Fabric
 
 TENANT = "default"
@@ -31,15 +31,11 @@ class Cluster:
     fabric: Fabric
     archive: Path
 
-    def ports(self) -> list[dict[str, Any]]:
-        """The tenant's ports that are containers', not the hosts' own."""
-        ports = self.fabric(f"nvctl port list -t {TENANT}")
-        return [port for port in ports if port["kind"] == "container"]
-
     def port_of(self, pod: str) -> dict[str, Any]:
         """The one port that says it is this pod's."""
-        (port,) = [port for port in self.ports() if port["labels"].get("pod") == pod]
-        return port
+        ports = self.fabric(f"nvctl port list -t {TENANT}")
+        (port,) = [port for port in ports if port["labels"].get("pod") == pod]
+        return dict(port)
 
 
 @contextmanager
@@ -64,6 +60,10 @@ class Nodes:
         self.lab = cluster.lab
         self.h1 = h1
         self.h2 = h2
+
+    def attached(self) -> int:
+        """How many interfaces of containers the fabric has on record."""
+        return len(rows(self.lab, "Attachment"))
 
     @contextmanager
     def as_before(self) -> Iterator[None]:
@@ -97,7 +97,7 @@ def nodes_with_containerd(
         yield Nodes(made, h1, h2)
 
 
-def joins(network: str, *chained: dict[str, object], **keys: object) -> Conflist:
+def joins(network: str, *chained: Plugin, **keys: object) -> Conflist:
     """A conflist for a network of the tenant, named as the network."""
     own = conflist.virtkit(tenant=TENANT, network=network, **keys)
     return conflist.conflist(network, own, *chained)

@@ -5,11 +5,13 @@ A conflist is kept as the dictionary that its JSON is, see the CNI specification
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lab.host import Host
 
+Plugin = Mapping[str, Any]
 Conflist = dict[str, Any]
 
 DIRECTORY = "/etc/cni/net.d"
@@ -17,17 +19,17 @@ PROGRAMS = "/opt/cni/bin"
 _DEBIAN = Path("/usr/lib/cni")
 
 
-def conflist(name: str, *plugins: dict[str, Any], version: str = "1.0.0") -> Conflist:
+def conflist(name: str, *plugins: Plugin, version: str = "1.0.0") -> Conflist:
     """A list that calls these plugins, one after the other."""
     return {"cniVersion": version, "name": name, "plugins": list(plugins)}
 
 
-def virtkit(**keys: Any) -> dict[str, Any]:
+def virtkit(**keys: Any) -> Plugin:
     """Virtkit's own plugin, with these keys."""
     return {"type": "virtkit", **keys}
 
 
-def bridge(cidr: str, *, link: str = "cni0") -> dict[str, Any]:
+def bridge(cidr: str, *, link: str = "cni0") -> Plugin:
     """What virtkit is compared with: Debian's `bridge`, with `host-local` for addresses."""
     return {
         "type": "bridge",
@@ -42,11 +44,11 @@ def bridge(cidr: str, *, link: str = "cni0") -> dict[str, Any]:
     }
 
 
-PORTMAP = {"type": "portmap", "capabilities": {"portMappings": True}}
-BANDWIDTH = {"type": "bandwidth", "capabilities": {"bandwidth": True}}
+PORTMAP: Plugin = {"type": "portmap", "capabilities": {"portMappings": True}}
+BANDWIDTH: Plugin = {"type": "bandwidth", "capabilities": {"bandwidth": True}}
 
 
-def tuning(**sysctls: str) -> dict[str, Any]:
+def tuning(**sysctls: str) -> Plugin:
     """The plugin that sets sysctls, given as `net_core_somaxconn="500"`."""
     return {
         "type": "tuning",

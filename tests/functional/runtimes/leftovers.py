@@ -34,17 +34,18 @@ def nothing_left(lab: Lab) -> Iterator[None]:
     )
 
 
+def rows(lab: Lab, table: str) -> list[str]:
+    """The rows of a table of the fabric, by those of their columns that tell them apart."""
+    dump = ["ovsdb-client", "--format=json", "dump", "unix:/run/virtkit/fabric.sock"]
+    done = lab.ctl.run([*dump, "Virtkit_Fabric", table, *_TABLES[table]])
+    return [f"{table} {json.dumps(row)}" for row in json.loads(done.stdout)["data"]]
+
+
 def _everything(lab: Lab) -> set[str]:
-    found = {f"fabric: {row}" for table in _TABLES for row in _rows(lab.ctl, table)}
+    found = {f"fabric: {row}" for table in _TABLES for row in rows(lab, table)}
     for host in lab.hosts:
         found |= {f"{host.name}: {fact}" for fact in _on_host(host)}
     return found
-
-
-def _rows(ctl: Host, table: str) -> list[str]:
-    dump = ["ovsdb-client", "--format=json", "dump", "unix:/run/virtkit/fabric.sock"]
-    done = ctl.run([*dump, "Virtkit_Fabric", table, *_TABLES[table]])
-    return [f"{table} {json.dumps(row)}" for row in json.loads(done.stdout)["data"]]
 
 
 def _on_host(host: Host) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,35 +24,23 @@ def call(
     verb: str,
     config: Conflist,
     about: Attachment | None = None,
-    **more: Any,
+    added: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The decoded answer of the list's first plugin; `{}` if it printed none.
+    """The decoded answer of the list's first plugin, which must succeed; `{}` if it printed none.
 
-    `more` are keys that a runtime adds to the configuration, `prevResult` for instance. It must
-    succeed.
+    `added` are keys that a runtime adds to the configuration, `prevResult` for instance.
     """
-    done = run(host, verb, config, about, **more)
+    done = _run(host, verb, config, about, added or {})
     assert done.returncode == 0, done.stdout or done.stderr
     answer: dict[str, Any] = json.loads(done.stdout or "{}")
     return answer
 
 
-def refused(
-    host: Host, verb: str, config: Conflist, about: Attachment | None = None, **more: Any
-) -> dict[str, Any]:
-    """The error that the list's first plugin answers; it must fail."""
-    done = run(host, verb, config, about, **more)
-    assert done.returncode == 1, done
-    error: dict[str, Any] = json.loads(done.stdout)
-    return error
-
-
-def run(
-    host: Host, verb: str, config: Conflist, about: Attachment | None, **more: Any
+def _run(
+    host: Host, verb: str, config: Conflist, about: Attachment | None, added: Mapping[str, Any]
 ) -> "subprocess.CompletedProcess[str]":
-    """The finished program."""
     plugin = config["plugins"][0]
-    given = {**plugin, "name": config["name"], "cniVersion": config["cniVersion"], **more}
+    given = {**plugin, "name": config["name"], "cniVersion": config["cniVersion"], **added}
     environment = {"CNI_COMMAND": verb, "CNI_PATH": PROGRAMS}
     if about is not None:
         environment |= {
