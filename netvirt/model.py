@@ -10,6 +10,7 @@ from uuid import UUID
 
 from tenancy.errors import InvalidRequest
 from tenancy.model import TenantId
+from tenancy.names import shortened
 
 NetworkId = NewType("NetworkId", UUID)
 SubnetId = NewType("SubnetId", UUID)
@@ -57,7 +58,7 @@ class Mac(int):
     def parse(cls, text: str) -> Self:
         if not cls._TEXT.fullmatch(text):
             raise InvalidRequest(
-                f"MAC address {text!r} is not one. Write six octets: 0a:00:00:00:00:01."
+                f"MAC address {shortened(text)!r} is not one. Write six octets: 0a:00:00:00:00:01."
             )
         mac = cls(int(text.replace(":", "").replace("-", ""), 16))
         if mac >> 40 & 1 or mac == 0:

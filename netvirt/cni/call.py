@@ -6,7 +6,7 @@ it for `args`, `runtimeConfig` and `CNI_ARGS`.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import ip_address, ip_interface, ip_network
@@ -39,7 +39,9 @@ _SINCE = {Verb.CHECK: "0.4.0", Verb.GC: "1.1.0", Verb.STATUS: "1.1.0"}
 _OF_INTERFACE = (Verb.ADD, Verb.DEL, Verb.CHECK)
 
 _ID = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]{0,252}")
-_INTERFACE = re.compile(r"[^\s/:\0]{1,15}")
+# The kernel fills in a `%d`, and counts bytes.
+_INTERFACE = re.compile(r"[^\s/:%\0]{1,15}")
+_INTERFACE_BYTES = 15
 # What arguments of a single container may choose, and what of it without being told.
 CHOICES = ("ips", "mac", "network", "tenant")
 DEFAULT_ALLOW = ("ips", "mac", "network")
@@ -148,11 +150,10 @@ class Call:
 def answer_version(request: Request) -> str:
     """The version in which to answer: the one asked in, if it is one that we know."""
     try:
-        document = msgspec.json.decode(request.input)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+        version = _document(request.input).get("cniVersion")
+    except CniError:
         return NEWEST
-    version = document.get("cniVersion") if isinstance(document, dict) else None
-    return version if version in VERSIONS else NEWEST
+    return str(version) if version in VERSIONS else NEWEST
 
 
 def parse(request: Request) -> Call:
@@ -204,7 +205,7 @@ def parse(request: Request) -> Call:
         tenant=validate_name("tenant", given["tenant"]),
         network=validate_name("network", given["network"]),
         mtu_bytes=_mtu(keys),
-        addresses=tuple(_address(keys.name, text) for text in given["ips"]),
+        addresses=_addresses(keys.name, given["ips"]),
         mac=Mac.parse(given["mac"]) if given["mac"] else None,
         dns=keys.dns,
         routes=tuple(_route(keys.name, route) for route in keys.routes),
@@ -251,8 +252,8 @@ def _version(document: Mapping[str, Any], verb: Verb) -> str:
     if version not in VERSIONS:
         raise CniError(
             Code.INCOMPATIBLE_VERSION,
-            f"network configuration: cniVersion {version!r} is none that virtkit speaks. Use one "
-            f"of {', '.join(VERSIONS)}.",
+            f"network configuration: cniVersion {shortened(repr(version))} is none that virtkit "
+            f"speaks. Use one of {', '.join(VERSIONS)}.",
         )
     return str(version)
 
@@ -263,21 +264,39 @@ class _Names(NamedTuple):
     netns: str
 
 
+def _text(environment: Mapping[str, str], name: str) -> str:
+    """A variable that is going to be stored, where there is no place for bytes that are no text."""
+    value = environment.get(name, "")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise CniError(
+            Code.INVALID_ENVIRONMENT,
+            f"{name} {shortened(ascii(value))} is not UTF-8. Name what it names otherwise.",
+        ) from error
+    return value
+
+
 def _names(environment: Mapping[str, str], verb: Verb) -> _Names:
-    container = environment.get("CNI_CONTAINERID", "")
-    interface = environment.get("CNI_IFNAME", "")
-    netns = environment.get("CNI_NETNS", "")
+    container = _text(environment, "CNI_CONTAINERID")
+    interface = _text(environment, "CNI_IFNAME")
+    # DEL does not need it, and must not fail for it.
+    netns = _text(environment, "CNI_NETNS") if verb is not Verb.DEL else ""
     if not _ID.fullmatch(container):
         raise CniError(
             Code.INVALID_ENVIRONMENT,
             f"CNI_CONTAINERID {shortened(container)!r} is none. It begins with a letter or digit, "
             "and goes on with letters, digits, `_`, `.` and `-`, up to 253.",
         )
-    if not _INTERFACE.fullmatch(interface) or interface in (".", "..", "all", "default"):
+    if (
+        not _INTERFACE.fullmatch(interface)
+        or len(interface.encode()) > _INTERFACE_BYTES
+        or interface in (".", "..", "all", "default")
+    ):
         raise CniError(
             Code.INVALID_ENVIRONMENT,
-            f"CNI_IFNAME {shortened(interface)!r} is no name of an interface. It has 1 to 15 "
-            "characters, without space, `/` and `:`.",
+            f"CNI_IFNAME {shortened(interface)!r} is no name of an interface. It has 1 to "
+            f"{_INTERFACE_BYTES} bytes, without space, `/`, `:` and `%`.",
         )
     if verb is not Verb.DEL and not netns.startswith("/"):
         raise CniError(
@@ -334,7 +353,7 @@ def _plain(error: str) -> str:
 def _arguments(environment: Mapping[str, str]) -> dict[str, str]:
     """CNI_ARGS, `KEY=VALUE;KEY=VALUE`."""
     found: dict[str, str] = {}
-    for pair in environment.get("CNI_ARGS", "").split(";"):
+    for pair in _text(environment, "CNI_ARGS").split(";"):
         key, equals, value = pair.partition("=")
         if not pair:
             continue
@@ -358,10 +377,10 @@ def _arguments(environment: Mapping[str, str]) -> dict[str, str]:
 def _choices(keys: _Configuration, arguments: Mapping[str, str]) -> dict[str, Any]:
     """What the file says, overruled by what this container's arguments may choose."""
     allow = DEFAULT_ALLOW if keys.allow is None else tuple(keys.allow)
-    if not set(allow) <= set(CHOICES):
+    if unknown := sorted(set(allow) - set(CHOICES)):
         raise InvalidRequest(
-            f"network configuration {keys.name}: key 'allow' holds "
-            f"{sorted(set(allow) - set(CHOICES))[0]!r}. It is a list out of {', '.join(CHOICES)}."
+            f"network configuration {keys.name}: key 'allow' holds {shortened(unknown[0])!r}. It "
+            f"is a list out of {', '.join(CHOICES)}."
         )
     in_arguments = {
         "ips": [text for text in arguments.get("IP", "").split(",") if text] or None,
@@ -390,9 +409,25 @@ def _choices(keys: _Configuration, arguments: Mapping[str, str]) -> dict[str, An
     return chosen
 
 
+def _addresses(name: str, texts: Iterable[str]) -> tuple[IPAddress, ...]:
+    addresses = tuple(_address(name, text) for text in texts)
+    if len({address.version for address in addresses}) < len(addresses):
+        shown = ", ".join(map(str, addresses))
+        raise InvalidRequest(
+            f"network configuration {name}: ips are {shortened(shown)}. A container's interface "
+            "has one address of each family: leave one of either."
+        )
+    return addresses
+
+
 def _address(name: str, text: str) -> IPAddress:
-    """An address, with or without a prefix length: the network's is the one that counts."""
+    """An address, with or without a prefix length: the network's is the one that counts.
+
+    One with a zone (`%eth0`) would be another text for the same address, and so be given twice.
+    """
     try:
+        if "%" in text:
+            raise ValueError(text)
         return ip_interface(text).ip if "/" in text else ip_address(text)
     except ValueError as error:
         raise InvalidRequest(
@@ -403,6 +438,8 @@ def _address(name: str, text: str) -> IPAddress:
 
 def _route(name: str, keys: RouteKeys) -> WantedRoute:
     try:
+        if "%" in keys.dst:
+            raise ValueError(keys.dst)
         destination = ip_network(keys.dst)
     except ValueError as error:
         raise InvalidRequest(
@@ -446,7 +483,9 @@ def _valid(document: Mapping[str, Any]) -> frozenset[tuple[str, str]]:
             "The runtime must list the attachments that are in use."
         )
     try:
-        valid = msgspec.convert(document[key] or [], list[_ValidAttachment])
+        # libcni writes null for an empty list.
+        listed = [] if document[key] is None else document[key]
+        valid = msgspec.convert(listed, list[_ValidAttachment])
     except msgspec.ValidationError as error:
         raise InvalidRequest(
             f"GC: key {key!r} is no list of attachments ({_plain(str(error))}). Each has "

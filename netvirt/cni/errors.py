@@ -64,6 +64,10 @@ def code_of(error: VirtkitError) -> Code:
     return next((code for kind, code in _CODES if isinstance(error, kind)), Code.TRY_AGAIN_LATER)
 
 
+# More than this of a message is what a caller gave, and repeats it. An answer has its limits.
+_LONGEST = 2000
+
+
 def render(error: VirtkitError, version: str) -> bytes:
     """The error object. What is to be done is the second half of our messages: `details`."""
     text = " ".join(str(error).split())
@@ -72,7 +76,13 @@ def render(error: VirtkitError, version: str) -> bytes:
         {
             "cniVersion": version,
             "code": int(code_of(error)),
-            "msg": message + stop.strip(),
-            "details": hint,
+            "msg": _fitting(message + stop.strip()),
+            "details": _fitting(hint),
         }
     ).encode()
+
+
+def _fitting(text: str) -> str:
+    """As much of it as an answer holds, without what is no character."""
+    cut = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+    return cut.encode(errors="backslashreplace").decode()
