@@ -191,6 +191,8 @@ class Agent:
             self._greet(self._knowledge.endpoints() - self._greeted)
         self._gateways.step(news=news, hold=not self._may_program)
         self._mind_seclusion()
+        # What tasks want of the switch goes out with this turn, not with the next.
+        self._vswitch.flush()
         self._programmer.step(hold=not self._may_program)
         self._write_rows()
         self._tell_ready()

@@ -7,6 +7,7 @@ answers when the container can be reached: this host's switch and the other host
 have all that follows.
 """
 
+import random
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Generator
@@ -46,6 +47,8 @@ OTHER_HOSTS_WAIT_S = 2.0
 # How long a switch may report an error about an interface before it is believed.
 ERROR_GRACE_S = 1.0
 
+# Numbers that a switch does not come to by itself until it has had as many ports.
+OFPORTS = range(32_768, 65_000)
 # How long the making of a link takes at most, from the link to its alias.
 MAKING_S = 2.0
 # What our links say of who made them.
@@ -95,6 +98,10 @@ class Attachments:
         # Hosts that did not follow in time, with the change that they were waited for.
         self._lagging: dict[str, int] = {}
         self._complete: set[NetworkId] = set()
+        # OpenFlow port numbers of interfaces that are being made. Beginning anywhere keeps an
+        # agent that has been restarted from giving out those of a moment ago.
+        self._announced: dict[PortId, int] = {}
+        self._next_ofport = random.choice(OFPORTS)
         self.expected: Counter[PortId] = Counter()
         self.networks: Counter[NetworkId] = Counter()
 
@@ -135,6 +142,7 @@ class Attachments:
         )
         port_id = order.port.id
         self.expected[port_id] += 1
+        self._announce(port_id)
         self.networks[network.id] += 1
         try:
             wanted = yield from self._store_and_plug(call, network, order, has_default_route, watch)
@@ -152,6 +160,8 @@ class Attachments:
             yield from self._forget(order.port, call.key)
             raise
         finally:
+            self._knowledge.announce(port_id, None)
+            del self._announced[port_id]
             _release(self.expected, port_id)
             _release(self.networks, network.id)
         log.info("attached", attachment=call.subject, port=str(port_id), ms=watch.passed)
@@ -235,6 +245,20 @@ class Attachments:
                 links.remove_nameless(name)
 
     # Steps of ADD
+
+    def _announce(self, port_id: PortId) -> None:
+        """Choose the number of the port's interface on the switch, so that its flows can be made
+        while the switch opens it. A switch that gives it another number has them made again.
+        """
+        used = {one.ofport for one in self._parts.vswitch.interfaces().values()}
+        used |= set(self._announced.values())
+        while self._next_ofport in used or self._next_ofport not in OFPORTS:
+            self._next_ofport += 1
+            if self._next_ofport not in OFPORTS:
+                self._next_ofport = OFPORTS.start
+        self._announced[port_id] = self._next_ofport
+        self._next_ofport += 1
+        self._knowledge.announce(port_id, self._announced[port_id])
 
     def _look_into(self, call: Call) -> bool:
         """Whether the container has a default route already. Raises for a namespace not to use."""
@@ -336,7 +360,7 @@ class Attachments:
                 "iface-status": "active",
                 ATTACHMENT_KEY: attachment_id(*call.key),
             }
-            self._parts.vswitch.ensure_port(name, ids)
+            self._parts.vswitch.ensure_port(name, ids, ofport=self._announced[port.id])
             return False
         return interface.ofport is not None
 
@@ -442,7 +466,6 @@ class Attachments:
 
     def _forget(self, port: Port, key: Key) -> Work:
         """Delete the port with all that refers to it, and give its quota back, if it exists."""
-        cookies = self._parts.topology.cookies_of(port.id) or frozenset()
         changes = self._parts.requests.changes()
         changes.require("Port", id=port.id)
         for table in ("Binding", "Address", "Attachment"):
@@ -457,7 +480,7 @@ class Attachments:
             changes.conclude(pending.results())
         except GuardFailed:
             return  # Somebody else has deleted it.
-        while key in self._knowledge.attachments or not self._parts.programmer.lacks(cookies):
+        while key in self._knowledge.attachments:
             yield
 
     # Steps of CHECK

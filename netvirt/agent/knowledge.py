@@ -44,6 +44,7 @@ class Knowledge:
         self.bindings: dict[PortId, dict[UUID, Binding]] = {}
         self.hosts: dict[str, Host] = {}
         self.own_row: Row | None = None
+        self._announced: dict[PortId, int] = {}
         self.attachments: dict[tuple[str, str], Attachment] = {}
         self.interfaces: Mapping[PortId, Interface] = {}
         self.attached: frozenset[PortId] = frozenset()
@@ -109,6 +110,16 @@ class Knowledge:
         self.interfaces = found
         self.attached = attached
 
+    def announce(self, port: PortId, ofport: int | None) -> None:
+        """A port is about to get an interface here with this OpenFlow port number; None: it is
+        not, or it has it.
+        """
+        if ofport is None:
+            self._announced.pop(port, None)
+        else:
+            self._announced[port] = ofport
+        self.dirty_ports.add(port)
+
     def refresh(self) -> tuple[set[NetworkId], set[PortId]]:
         """Bring the model up to date; the networks and ports that may have changed."""
         networks, self.dirty_networks = self.dirty_networks, set()
@@ -141,13 +152,14 @@ class Knowledge:
     def location(self, port_id: PortId) -> Location | None:
         """Where to send what is for this port; None while nobody holds it.
 
-        An interface here counts unless another host has made a later claim.
+        An interface here, or one that is announced, counts unless another host has made a later
+        claim.
         """
         held_by = holder(list(self.bindings.get(port_id, {}).values()))
         interface = self.interfaces.get(port_id)
-        if interface is not None and (held_by is None or held_by.host == self.host_name):
-            assert interface.ofport is not None
-            return Local(interface.ofport)
+        ofport = interface.ofport if interface is not None else self._announced.get(port_id)
+        if ofport is not None and (held_by is None or held_by.host == self.host_name):
+            return Local(ofport)
         if held_by is None or held_by.host == self.host_name:
             return None
         port = self.ports.get(port_id)

@@ -71,11 +71,6 @@ class Programmer:
         """Whether the switch has these flows, as far as is known."""
         return self._stage is Stage.FOLLOWING and self._installed.issuperset(cookies)
 
-    def lacks(self, cookies: Collection[int]) -> bool:
-        """Whether the switch has none of these flows, and none is on its way."""
-        waiting = self._in_flight is not None or not self._topology.clean
-        return not waiting and self._installed.isdisjoint(cookies)
-
     def receive(self, event: Event) -> None:
         match event:
             case Connected():

@@ -63,7 +63,7 @@ def add_interface(
         if isinstance(outcome, int):
             return outcome
         if not was_there:
-            _until(vswitch, lambda: vswitch.remove_port(name) or None, timeout_s)
+            _until(vswitch, lambda: vswitch.remove_port(name, confirmed=True) or None, timeout_s)
         raise BackendUnavailable(
             f"Open vSwitch does not open interface {name} on {bridge} "
             f"({outcome or f'no answer within {timeout_s:g} s'}). See the log of ovs-vswitchd."
@@ -108,7 +108,11 @@ def interfaces_of(
 
 
 def _remove(vswitch: VSwitch, name: str, timeout_s: float) -> None:
-    if _until(vswitch, lambda: vswitch.remove_port(name) or None, timeout_s) is None:
+
+    def is_off() -> bool | None:
+        return vswitch.remove_port(name, confirmed=True) or None
+
+    if _until(vswitch, is_off, timeout_s) is None:
         raise BackendUnavailable(
             f"interface {name} could not be taken off {vswitch.bridge} within {timeout_s:g} s "
             f"({vswitch.failure or 'no answer'}). See the log of ovsdb-server."

@@ -57,6 +57,8 @@ class VSwitch:
         self._was_connected = False
         self._transaction: Any = None
         self._sent = False
+        # Whether a transaction has ended that `run` has not told of.
+        self._ended = False
         self._retry_at: float | None = None
         self._interfaces: dict[str, Interface] | None = None
         self._forget()
@@ -72,7 +74,8 @@ class VSwitch:
 
         The end of a transaction is a change, too, whatever became of it.
         """
-        changed = self._step_transaction()
+        changed = self._step_transaction() or self._ended
+        self._ended = False
         self._idl.run()
         changed |= self._step_transaction()
         touched, self._idl.touched = self._idl.touched, set()
@@ -93,8 +96,15 @@ class VSwitch:
             self.seqno += 1
         return changed
 
+    def flush(self) -> None:
+        """Send what has gathered now; what becomes of it is for `run` to say."""
+        if self._transaction is not None and not self._sent:
+            self._ended |= self._step_transaction()
+
     def wait(self, poller: ovs.poller.Poller) -> None:
         """Wake the poller up when `run` has something to do."""
+        if self._ended:
+            poller.immediate_wake()
         self._idl.wait(poller)
         if self._transaction is not None:
             if self._sent:
@@ -147,10 +157,18 @@ class VSwitch:
         self._set(row, "datapath_type", bridge.datapath_type)
         return self._end()
 
-    def ensure_port(self, name: str, external_ids: Mapping[str, str], *, type_: str = "") -> bool:
+    def ensure_port(
+        self,
+        name: str,
+        external_ids: Mapping[str, str],
+        *,
+        type_: str = "",
+        ofport: int | None = None,
+    ) -> bool:
         """A port of this name on the bridge, with one interface that has these external ids.
 
-        Of type `internal`, its device is the switch's own.
+        Of type `internal`, its device is the switch's own. A new one gets the OpenFlow port
+        number `ofport` if that is free.
         """
         if not self._begin():
             return False
@@ -159,9 +177,10 @@ class VSwitch:
             return self._refuse(f"bridge {self.bridge} does not exist")
         interface = self._find_interface(name)
         if interface is None:
-            bridge.addvalue(
-                "ports", self._insert_port(name, type_, external_ids=dict(external_ids))
-            )
+            columns: dict[str, Any] = {"external_ids": dict(external_ids)}
+            if ofport is not None:
+                columns["ofport_request"] = ofport
+            bridge.addvalue("ports", self._insert_port(name, type_, **columns))
         elif name not in self.interfaces():
             return self._refuse(f"interface {name} is on another bridge")
         else:
@@ -187,21 +206,24 @@ class VSwitch:
             self._set(row, "mtu_request", mtu)
         return self._end()
 
-    def remove_port(self, name: str) -> bool:
-        """No port of this name is on the bridge."""
+    def remove_port(self, name: str, *, confirmed: bool = False) -> bool:
+        """No port of this name is on the bridge. If `confirmed`, `applied` tells when the switch
+        has let go of it, too.
+        """
         if not self._begin():
             return False
         bridge = self._find_bridge(self.bridge)
         for port in bridge.ports if bridge else []:
             if port.name == name:
                 bridge.delvalue("ports", port)
-                self._ask_to_apply()
+                if confirmed:
+                    self._ask_to_apply()
                 self._changes += 1
         return self._end()
 
     @property
     def applied(self) -> bool:
-        """Whether the switch has done what a `remove_port` asked of it, not only the database."""
+        """Whether the switch, not only the database, has let go of what was removed `confirmed`."""
         top = self._top()
         return top is not None and top.cur_cfg >= top.next_cfg
 

@@ -21,6 +21,7 @@ _OBSERVED = {
         "options",
         "external_ids",
         "mtu_request",
+        "ofport_request",
         "ofport",
         "error",
         "mac_in_use",

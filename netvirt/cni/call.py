@@ -339,12 +339,12 @@ def _configuration(document: Mapping[str, Any]) -> _Configuration:
     except msgspec.ValidationError as error:
         raise CniError(
             Code.INVALID_CONFIGURATION,
-            f"network configuration {name}: {_plain(str(error))}. Correct the file in the "
+            f"network configuration {name}: {plain(str(error))}. Correct the file in the "
             "runtime's configuration directory.",
         ) from error
 
 
-def _plain(error: str) -> str:
+def plain(error: str) -> str:
     """`Expected `str`, got `int` - at `$.tenant`` as a sentence about the key."""
     what, _, where = error.partition(" - at ")
     return f"key {where.strip('`').removeprefix('$.')!r}: {what}" if where else what
@@ -488,7 +488,7 @@ def _valid(document: Mapping[str, Any]) -> frozenset[tuple[str, str]]:
         valid = msgspec.convert(listed, list[_ValidAttachment])
     except msgspec.ValidationError as error:
         raise InvalidRequest(
-            f"GC: key {key!r} is no list of attachments ({_plain(str(error))}). Each has "
+            f"GC: key {key!r} is no list of attachments ({plain(str(error))}). Each has "
             "containerID and ifname."
         ) from error
     return frozenset((one.containerID, one.ifname) for one in valid)

@@ -1,11 +1,13 @@
 """What ADD answers, in each version of the specification; and what CHECK finds wrong. Pure."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import ip_interface
 from typing import Any
 
-from netvirt.cni.call import VERSIONS, Call, WantedRoute
+import msgspec
+
+from netvirt.cni.call import VERSIONS, Call, WantedRoute, plain
 from netvirt.model import IPAddress, Network, Port, Subnet
 from netvirt.observed import LinkState
 from tenancy.errors import InvalidRequest
@@ -80,20 +82,44 @@ def render(call: Call, network: Network, port: Port, wanted: Plan, link: str) ->
     }
 
 
+class _ToldInterface(msgspec.Struct):
+    name: str
+    mac: str | None = None
+    sandbox: str | None = None
+
+
+class _ToldAddress(msgspec.Struct):
+    address: str
+    interface: int | None = None
+
+
+class _ToldRoute(msgspec.Struct):
+    dst: str
+    gw: str | None = None
+
+
+class _Told(msgspec.Struct):
+    """Of a result, what is compared; other plugins of the chain may have added to it."""
+
+    interfaces: list[_ToldInterface] | None = None
+    ips: list[_ToldAddress] | None = None
+    routes: list[_ToldRoute] | None = None
+
+
 def differences(call: Call, port: Port, network: Network, found: LinkState | None) -> list[str]:
     """What is not as ADD's result says, in the container; the runtime gives that result back.
 
-    Other plugins of the chain may have added to it: only our interface is looked at.
+    Only our interface is looked at. Raises `InvalidRequest` for what is no result.
     """
-    previous = _previous(call)
+    told = _told(call)
     if found is None:
         return [f"interface {call.interface} is not in network namespace {call.netns}"]
     wrong = []
-    index, told = _told_interface(call, previous)
-    if told is None:
+    index, inside = _told_interface(call, told)
+    if inside is None:
         wrong.append(f"prevResult does not list interface {call.interface}")
-    elif str(told.get("mac", port.mac)).lower() != str(port.mac):
-        wrong.append(f"prevResult has MAC address {told.get('mac')}, and the port {port.mac}")
+    elif (inside.mac or str(port.mac)).lower() != str(port.mac):
+        wrong.append(f"prevResult has MAC address {inside.mac}, and the port {port.mac}")
     if found.mac != str(port.mac):
         wrong.append(f"its MAC address is {found.mac}, not {port.mac}")
     if not found.up:
@@ -101,12 +127,12 @@ def differences(call: Call, port: Port, network: Network, found: LinkState | Non
     if found.mtu_bytes > network.mtu_bytes:
         wrong.append(f"its MTU is {found.mtu_bytes}, and network {network.name} carries less")
     addresses = [
-        entry.get("address")
-        for entry in _entries(previous, "ips")
-        if index is None or entry.get("interface", index) == index
+        entry.address
+        for entry in told.ips or ()
+        if index is None or entry.interface in (None, index)
     ]
     own = {str(address) for address in port.addresses}
-    for text in map(str, addresses):
+    for text in addresses:
         if text.partition("/")[0] not in own:
             wrong.append(f"prevResult has address {text}, which is not the port's")
         elif text not in found.addresses:
@@ -114,36 +140,28 @@ def differences(call: Call, port: Port, network: Network, found: LinkState | Non
     wrong += [
         f"port address {address} is not in prevResult"
         for address in sorted(own)
-        if address not in {str(text).partition("/")[0] for text in addresses}
+        if address not in {text.partition("/")[0] for text in addresses}
     ]
-    for route in _entries(previous, "routes"):
-        pair = (str(route.get("dst")), route.get("gw"))
-        if pair not in found.routes and (pair[0], None) not in found.routes:
-            over = f" over {pair[1]}" if pair[1] else ""
-            wrong.append(f"route to {pair[0]}{over} is missing")
+    for route in told.routes or ():
+        if (route.dst, route.gw or None) not in found.routes:
+            over = f" over {route.gw}" if route.gw else ""
+            wrong.append(f"route to {route.dst}{over} is missing")
     return wrong
 
 
-def _previous(call: Call) -> Mapping[str, Any]:
-    assert call.previous is not None
-    return call.previous
-
-
-def _entries(previous: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
-    entries = previous.get(key) or []
-    if not isinstance(entries, list) or not all(isinstance(one, dict) for one in entries):
+def _told(call: Call) -> _Told:
+    try:
+        return msgspec.convert(call.previous, _Told)
+    except msgspec.ValidationError as error:
         raise InvalidRequest(
-            f"prevResult: key {key!r} is no list of objects. The runtime must pass what ADD "
-            "answered."
-        )
-    return entries
+            f"network configuration {call.conflist}: prevResult is none ({plain(str(error))}). The "
+            "runtime must pass what ADD answered."
+        ) from error
 
 
-def _told_interface(
-    call: Call, previous: Mapping[str, Any]
-) -> tuple[int | None, Mapping[str, Any] | None]:
-    for index, interface in enumerate(_entries(previous, "interfaces")):
-        if interface.get("name") == call.interface and interface.get("sandbox"):
+def _told_interface(call: Call, told: _Told) -> tuple[int | None, _ToldInterface | None]:
+    for index, interface in enumerate(told.interfaces or ()):
+        if interface.name == call.interface and interface.sandbox:
             return index, interface
     return None, None
 
