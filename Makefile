@@ -55,8 +55,7 @@ install: $(READY) $(CNI)
 
 $(CNI): $(wildcard plugins/cni/*.[ch]) pyproject.toml Makefile | $(READY)
 	$(CNI_CC) $(CNI_FLAGS) -DVK_VERSION='"$(VERSION)"' $(CNI_SETTINGS) \
-		-o $@.new $(CNI_START) $(filter %.c,$^) $(CNI_END)
-	mv $@.new $@
+		-o $@.$$$$ $(CNI_START) $(filter %.c,$^) $(CNI_END) && mv $@.$$$$ $@
 
 $(READY): pyproject.toml packaging/bootstrap packaging/debian-packages.txt
 	packaging/bootstrap .venv

@@ -36,6 +36,8 @@ DEFAULT_DIRECTORY = Path("/var/lib/virtkit/cni/queue")
 LOCK_TIMEOUT_S = 2.0
 
 _RECORD = re.compile(r"\d{20}-\d+\.del")
+# One name will do, under the lock; the program uses it too.
+_UNFINISHED = ".new"
 _POLL_S = 0.005
 
 
@@ -114,15 +116,15 @@ class DelQueue:
 
     def leave(self, request: Request) -> None:
         """Write a record, as the program does. Raises `BackendUnavailable` or `Conflict`."""
-        name = f"{time.time_ns():020d}-{os.getpid()}.del"
-        draft = self._directory / f".{name}"
+        unfinished = self._directory / _UNFINISHED
         with self.locked():
             try:
-                with draft.open("wb") as file:
+                unfinished.unlink(missing_ok=True)
+                with unfinished.open("xb") as file:
                     file.write(encode_request(request))
                     file.flush()
                     os.fsync(file.fileno())
-                draft.rename(self._directory / name)
+                unfinished.rename(self._directory / f"{time.time_ns():020}-{os.getpid()}.del")
             except OSError as error:
                 raise self._unavailable("written", error) from error
 

@@ -89,6 +89,7 @@ def test_the_environment_is_passed_on_byte_by_byte(program: Program) -> None:
         b"CNI",
         b"CNI_NOT_A_VARIABLE",
         b"XCNI_ARGS=x",
+        b"CNIARGS=x",
         b"cni_args=x",
         b"CNI_\xc3\xa4=\xc3",
     ]

@@ -10,6 +10,7 @@ import random
 import re
 import resource
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -37,6 +38,7 @@ from tests.unit.cni_program import (
     agent,
     built,
     finish,
+    hangs,
     request,
     says,
 )
@@ -186,6 +188,21 @@ def test_an_agent_that_is_back_and_fails_again_is_owed_a_record(program: Program
             until_the_end.enter_context(agent(program, says(b"", heard)))
         assert finish(process, b"") == DONE
     assert heard == program.records() == [encode_request(request("DEL"))]
+
+
+def test_an_agent_that_hangs_leaves_time_for_the_queue(hasty: Program) -> None:
+    gone = threading.Event()
+
+    def hangs_until_left(connection: socket.socket) -> None:
+        hangs(connection)
+        gone.set()
+
+    with agent(hasty, hangs_until_left):
+        with locked(hasty):
+            process = start_del(hasty)
+            assert gone.wait(LONGEST_S)
+        assert finish(process, b"") == DONE
+    assert hasty.records() == [encode_request(request("DEL"))]
 
 
 # Programs that are killed

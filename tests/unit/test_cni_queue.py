@@ -91,6 +91,17 @@ def test_there_need_be_no_queue(tmp_path: Path) -> None:
     assert (tmp_path / "virtkit" / "cni" / "queue").stat().st_mode & 0o777 == 0o700
 
 
+def test_a_record_that_is_left_here_is_found_like_any_other(
+    directory: Path, queue: DelQueue
+) -> None:
+    # A writer that was killed has left this.
+    (directory / ".new").write_bytes(bytes(5000))
+    queue.leave(delete("a"))
+    queue.leave(delete("b"))
+    assert [request for _, request in queue.records()] == [delete("a"), delete("b")]
+    assert len(names(directory)) == 2
+
+
 def odd_things(directory: Path) -> Iterator[Path]:
     good = encode_request(delete("a"))
     yield put(directory, 1, b"")
