@@ -165,7 +165,8 @@ class Attachments:
             _release(self.expected, port_id)
             _release(self.networks, network.id)
         log.info("attached", attachment=call.subject, port=str(port_id), ms=watch.passed)
-        return result.render(call, network, order.port, wanted, links.link_name(port_id))
+        link, link_mac = links.link_name(port_id), links.host_mac(str(order.port.mac))
+        return result.render(call, network, order.port, wanted, link, link_mac)
 
     def delete(self, key: Key) -> Work:
         """Detach, whatever there is of it; nothing to do if there is nothing."""

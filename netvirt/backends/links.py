@@ -49,6 +49,14 @@ def link_name(port_id: UUID) -> str:
     return f"vk{port_id.hex[:11]}"
 
 
+def host_mac(mac: str) -> str:
+    """The MAC address of a link on the host whose port, at its other end, has `mac`.
+
+    That is the port's alone; this is what libvirt gives to a tap.
+    """
+    return f"fe{mac[2:]}"
+
+
 def plug_veth(
     port_id: UUID,
     *,
@@ -83,7 +91,7 @@ def plug_veth(
         _translated(f"interface {name} in network namespace {netns}"),
         ExitStack() as undo,
     ):
-        pair = netlink.new_veth(host, mtu, name, mac, namespace)
+        pair = netlink.new_veth(host, host_mac(mac), mtu, name, mac, namespace)
         with netlink.Channel() as here:
             is_new = here.try_to(pair) or _ensure_pair(port_id, pair, netns, namespace, name)
             if is_new:
@@ -125,8 +133,7 @@ def plug_tap(port_id: UUID, *, mac: str, mtu: int, owner: int | None = None) -> 
             here.link("add", ifname=host, kind="tun", tun_type=_TAP, **ids)
             undo.callback(_delete, here, host)
             link = _link(here, host)
-        # The guest's address belongs to the guest's end; this is what libvirt gives to ours.
-        _set(here, link, address=f"fe{mac[2:]}")
+        _set(here, link, address=host_mac(mac))
         seclude(host)
         here.link("set", index=link["index"], mtu=mtu, ifalias=_alias(port_id), state="up")
         undo.pop_all()

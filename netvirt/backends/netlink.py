@@ -82,8 +82,10 @@ class Channel:
             raise NetlinkError(code, os.strerror(code))
 
 
-def new_veth(name: str, mtu: int, peer: str, mac: str, namespace: int) -> Any:
-    """A veth, up, whose peer, of this MAC address, is in another namespace, and not yet up."""
+def new_veth(name: str, own_mac: str, mtu: int, peer: str, mac: str, namespace: int) -> Any:
+    """A veth, up, whose peer, with its own name and MAC address, is in another namespace, and not
+    yet up.
+    """
     there = [
         ("IFLA_IFNAME", peer),
         ("IFLA_ADDRESS", mac),
@@ -94,6 +96,7 @@ def new_veth(name: str, mtu: int, peer: str, mac: str, namespace: int) -> Any:
     kind = {"attrs": [("IFLA_INFO_KIND", "veth"), ("IFLA_INFO_DATA", pair)]}
     attributes = [
         ("IFLA_IFNAME", name),
+        ("IFLA_ADDRESS", own_mac),
         ("IFLA_MTU", mtu),
         ("IFLA_LINKINFO", kind),
     ]

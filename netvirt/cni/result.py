@@ -55,8 +55,12 @@ def plan(call: Call, network: Network, port: Port, *, has_default_route: bool) -
     )
 
 
-def render(call: Call, network: Network, port: Port, wanted: Plan, link: str) -> dict[str, Any]:
-    """The result of ADD in the version asked for. The container's interface is number 1."""
+def render(
+    call: Call, network: Network, port: Port, wanted: Plan, link: str, link_mac: str
+) -> dict[str, Any]:
+    """The result of ADD in the version asked for. The container's interface is number 1, its link
+    on the host number 0.
+    """
     level = VERSIONS.index(call.version)
     inside: dict[str, Any] = {"name": call.interface, "mac": str(port.mac), "sandbox": call.netns}
     if level >= VERSIONS.index("1.1.0"):
@@ -72,7 +76,7 @@ def render(call: Call, network: Network, port: Port, wanted: Plan, link: str) ->
         ips.append(entry)
     return {
         "cniVersion": call.version,
-        "interfaces": [{"name": link}, inside],
+        "interfaces": [{"name": link, "mac": link_mac}, inside],
         "ips": ips,
         "routes": [
             {"dst": str(route.destination), **({"gw": str(route.via)} if route.via else {})}
