@@ -14,6 +14,7 @@ from netvirt.service.ports import PortRequest
 from tenancy import service as tenants
 from tenancy.backends.fabric import Fabric
 from tenancy.errors import (
+    AlreadyExists,
     BackendUnavailable,
     InvalidRequest,
     QuotaExceeded,
@@ -315,3 +316,123 @@ def test_an_underlay_too_small_for_ipv4_is_named(fabric: Fabric) -> None:
 
     with pytest.raises(InvalidRequest, match="an underlay MTU of 600 leaves 550 for vxlan"):
         networks.create(fabric, "red", NetworkRequest(name="back", cidrs=["10.2.0.0/24"]))
+
+
+# Dual stack
+
+
+@pytest.fixture
+def dual(fabric: Fabric) -> None:
+    request = NetworkRequest(
+        name="dual",
+        cidrs=["FD00:0001::/64", "10.2.0.0/24"],
+        pools=["10.2.0.50-10.2.0.99"],
+        dns=["fd00:1::53", "10.2.0.53", "fd00:1::54"],
+    )
+    networks.create(fabric, "red", request)
+
+
+def texts(state: ports.PortState) -> list[str]:
+    return [str(address) for address in state.port.addresses]
+
+
+@pytest.mark.usefixtures("dual")
+def test_what_is_said_of_a_network_goes_to_the_subnet_of_its_family(fabric: Fabric) -> None:
+    ipv4, ipv6 = networks.get(fabric, "red", "dual").subnets
+
+    assert (str(ipv4.cidr), str(ipv6.cidr)) == ("10.2.0.0/24", "fd00:1::/64")
+    assert (str(ipv4.gateway), str(ipv6.gateway)) == ("10.2.0.1", "fd00:1::1")
+    assert [str(pool) for pool in ipv4.pools] == ["10.2.0.50-10.2.0.99"]
+    assert [str(pool) for pool in ipv6.pools] == ["fd00:1::1-fd00:1::ffff:ffff:ffff:ffff"]
+    assert list(map(str, ipv4.dns)) == ["10.2.0.53"]
+    assert list(map(str, ipv6.dns)) == ["fd00:1::53", "fd00:1::54"]
+
+    networks.change(fabric, "red", "dual", dns=["fd00:1::55"])
+
+    found = networks.get(fabric, "red", "dual")
+    assert [list(map(str, subnet.dns)) for subnet in found.subnets] == [[], ["fd00:1::55"]]
+
+
+@pytest.mark.usefixtures("dual")
+def test_a_port_has_an_address_in_each_subnet(fabric: Fabric) -> None:
+    state = ports.create(fabric, "red", "dual", PortRequest(name="web"))
+
+    assert texts(state) == ["10.2.0.50", "fd00:1::2"]
+    assert tenants.get(fabric, "red").quota[Resource.ADDRESSES].used == 2
+
+    ports.delete(fabric, "red", "dual", "web")
+
+    assert tenants.get(fabric, "red").quota[Resource.ADDRESSES].used == 0
+    assert fabric.select("Address") == []
+
+
+@pytest.mark.parametrize(
+    ("given", "has"),
+    [
+        (["fd00:1::77"], ["10.2.0.50", "fd00:1::77"]),
+        (["10.2.0.7"], ["10.2.0.7", "fd00:1::2"]),
+        (["FD00:1:0::0:78", "10.2.0.8", "fd00:1::78"], ["10.2.0.8", "fd00:1::78"]),
+        (["fd00:1::ffff:ffff:ffff:ffff"], ["10.2.0.50", "fd00:1::ffff:ffff:ffff:ffff"]),
+    ],
+)
+@pytest.mark.usefixtures("dual")
+def test_what_is_not_given_is_allocated(fabric: Fabric, given: list[str], has: list[str]) -> None:
+    state = ports.create(fabric, "red", "dual", PortRequest(name="web", addresses=given))
+
+    assert texts(state) == has
+    assert sorted(row["ip"] for row in fabric.select("Address")) == sorted(has)
+
+
+@pytest.mark.usefixtures("dual")
+def test_an_address_is_taken_however_it_is_written(fabric: Fabric) -> None:
+    first = PortRequest(name="first", addresses=["fd00:1::abc"])
+    ports.create(fabric, "red", "dual", first)
+
+    with pytest.raises(AlreadyExists, match="port second: address fd00:1::abc is taken"):
+        second = PortRequest(name="second", addresses=["10.2.0.9", "FD00:1::0:0:ABC"])
+        ports.create(fabric, "red", "dual", second)
+
+    assert len(fabric.select("Address")) == 2
+
+
+@pytest.mark.usefixtures("dual")
+def test_many_at_once_get_an_address_of_either_family(fabric: Fabric, fabric_remote: str) -> None:
+    """Half of them say which of IPv4 they want, and lose only what was chosen for them."""
+
+    def make(mine: Fabric, index: int) -> None:
+        given = [f"10.2.0.{100 + index}"] if index % 2 else []
+        ports.create(mine, "red", "dual", PortRequest(name=f"p{index}", addresses=given))
+
+    errors = at_once(fabric_remote, 20, make)
+
+    assert errors == []
+    assert len(set(addresses(fabric))) == 40
+
+
+def test_the_smallest_ipv6_network_gives_out_all_it_has_but_its_own(fabric: Fabric) -> None:
+    networks.create(fabric, "red", NetworkRequest(name="tiny", cidrs=["fd00:9::/124"]))
+    made = [
+        texts(ports.create(fabric, "red", "tiny", PortRequest(name=f"p{index}")))[0]
+        for index in range(14)
+    ]
+
+    assert made == [f"fd00:9::{number:x}" for number in range(2, 16)]
+    with pytest.raises(Refused, match=r"network tiny \(fd00:9::/124\) has no free address left"):
+        ports.create(fabric, "red", "tiny", PortRequest(name="one-more"))
+    ports.delete(fabric, "red", "tiny", "p5")
+    again = ports.create(fabric, "red", "tiny", PortRequest(name="again"))
+    assert texts(again) == ["fd00:9::7"]
+
+
+def test_an_underlay_too_small_for_ipv6_is_named(fabric: Fabric) -> None:
+    columns = {"name": "h1", "overlays": frozenset({"vxlan"}), "underlay_mtu": 1300}
+    transaction = fabric.transaction()
+    transaction.insert("Host", columns)
+    transaction.commit()
+
+    with pytest.raises(InvalidRequest, match="leaves 1250 for vxlan, and IPv6 needs 1280"):
+        networks.create(fabric, "red", NetworkRequest(name="six", cidrs=["fd00::/64"]))
+    assert (
+        networks.create(fabric, "red", NetworkRequest(name="v4", cidrs=["10.3.0.0/24"])).mtu_bytes
+        == 1250
+    )

@@ -1,6 +1,6 @@
 """The incremental topology must always equal compiling everything at once."""
 
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from uuid import UUID
 
 from hypothesis import given, settings
@@ -27,15 +27,19 @@ BOTH_TUNNELS = {Overlay.VXLAN: 1, Overlay.GRE: 2}
 
 
 def network(number: int, *, mtu: int = 1450, dhcp: bool = True) -> Network:
+    """Of the three, one has IPv4, one has IPv6, and one has both."""
     network_id = NetworkId(UUID(int=100 + number))
-    cidr = IPv4Network(f"10.{number}.0.0/24")
-    subnet = Subnet(
-        id=SubnetId(UUID(int=200 + number)),
-        network=network_id,
-        cidr=cidr,
-        gateway=cidr.network_address + 1,
-        pools=(),
-        dhcp=dhcp,
+    cidrs = IPv4Network(f"10.{number}.0.0/24"), IPv6Network(f"fd00:{number}::/64")
+    subnets = tuple(
+        Subnet(
+            id=SubnetId(UUID(int=200 + 10 * number + cidr.version)),
+            network=network_id,
+            cidr=cidr,
+            gateway=cidr[1],
+            pools=(),
+            dhcp=dhcp,
+        )
+        for cidr in (cidrs[:1], cidrs[1:], cidrs)[number]
     )
     return Network(
         id=network_id,
@@ -44,7 +48,7 @@ def network(number: int, *, mtu: int = 1450, dhcp: bool = True) -> Network:
         overlay=Overlay.VXLAN if number % 2 else Overlay.GRE,
         segment_id=1000 + number,
         mtu_bytes=mtu,
-        subnets=(subnet,),
+        subnets=subnets,
     )
 
 
@@ -57,7 +61,7 @@ def port(number: int, network_number: int) -> Port:
         mac=Mac(0x0A0000000000 + number),
         # The last port of each network is the host's own.
         kind=PortKind.HOST if number > 2 else PortKind.CONTAINER,
-        addresses=(IPv4Address(f"10.{network_number}.0.{10 + number}"),),
+        addresses=tuple(subnet.cidr[10 + number] for subnet in network(network_number).subnets),
     )
 
 
