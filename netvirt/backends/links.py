@@ -354,7 +354,8 @@ def _refusal(subject: str, code: int, text: str) -> VirtkitError:
         return BackendUnavailable(f"{subject}: the kernel refuses ({text}). Run as root.")
     if code == errno.EEXIST:
         return AlreadyExists(f"{subject}: somebody made it at the same time ({text}). Try again.")
-    if code == errno.ENETUNREACH:
+    # IPv4 says the one, IPv6 the other.
+    if code in (errno.ENETUNREACH, errno.EHOSTUNREACH):
         return InvalidRequest(
             f"{subject}: a route leads over a gateway that none of its addresses reaches. "
             "Give an address in the gateway's network, or another gateway."

@@ -3,14 +3,28 @@
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+)
 from uuid import UUID, uuid4
 
 import pytest
 
 from netvirt.backends import links, namespaces
 from netvirt.backends.links import Route, link_name
-from tenancy.errors import AlreadyExists, InvalidRequest, NotFound, Refused, VirtkitError
+from tenancy.errors import (
+    AlreadyExists,
+    BackendUnavailable,
+    InvalidRequest,
+    NotFound,
+    Refused,
+    VirtkitError,
+)
 from tests.functional.private_switch import PrivateSwitch, private_switch
 
 pytestmark = pytest.mark.functional
@@ -51,6 +65,7 @@ def plug(
     mac: str = MAC,
     mtu: int = 1450,
     address: str = "10.1.0.5/24",
+    ipv6: str | None = None,
     routes: tuple[Route, ...] = (),
 ) -> str:
     return host.call(
@@ -60,7 +75,7 @@ def plug(
             name=name,
             mac=mac,
             mtu=mtu,
-            addresses=(IPv4Interface(address),),
+            addresses=(IPv4Interface(address), *([IPv6Interface(ipv6)] if ipv6 else [])),
             routes=routes,
         )
     )
@@ -177,6 +192,21 @@ def test_namespace_may_be_given_by_path_or_process(host: PrivateSwitch, pod: str
             "a route leads over a gateway",
             id="route to nowhere",
         ),
+        pytest.param(
+            {
+                "ipv6": "fd00::5/64",
+                "routes": (Route(destination=IPv6Network("::/0"), via=IPv6Address("fd99::1")),),
+            },
+            InvalidRequest,
+            "a route leads over a gateway",
+            id="IPv6 route to nowhere",
+        ),
+        pytest.param(
+            {"ipv6": "fd00::5/64", "mtu": 1279},
+            InvalidRequest,
+            "less than the 1280 that IPv6 needs",
+            id="MTU for IPv6",
+        ),
     ],
 )
 def test_impossible_plug_is_refused_and_leaves_nothing(
@@ -239,6 +269,101 @@ def test_underlay_is_the_link_with_the_endpoints_address(host: PrivateSwitch) ->
         host.call(lambda: links.underlay_mtu(IPv4Address("192.0.2.2")))
 
     host.sh("ip link del under0")
+
+
+# IPv6
+
+
+def ipv6_of(host: PrivateSwitch, pod: str) -> str:
+    """Addresses and what marks them, without what passes with time."""
+    found = host.sh(f"ip -n {pod} -o -6 addr show eth0 | grep -o 'inet6 .*' | sed 's/ *[\\\\].*//'")
+    return "".join(f"{line.strip()}\n" for line in sorted(found.splitlines()))
+
+
+BOTH = "inet6 fd00::5/64 scope global nodad\ninet6 fe80::800:ff:fe00:5/64 scope link\n"
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        pytest.param("", id="as the kernel has it"),
+        pytest.param("net.ipv6.conf.default.disable_ipv6=1", id="switched off"),
+        pytest.param("net.ipv6.conf.all.disable_ipv6=1", id="switched off for all"),
+        pytest.param("net.ipv6.conf.default.addr_gen_mode=3", id="with private addresses"),
+    ],
+)
+def test_ipv6_is_there_at_once_whatever_was_the_default(
+    host: PrivateSwitch, pod: str, before: str
+) -> None:
+    if before:
+        host.sh(f"ip netns exec {pod} sysctl -q {before}")
+    routes = (
+        Route(destination=IPv6Network("::/0"), via=IPv6Address("fd00::1")),
+        Route(destination=IPv6Network("fd77::/64")),
+        Route(destination=IPv4Network("10.7.0.0/16")),
+    )
+
+    plug(host, uuid4(), pod, ipv6="fd00::5/64", routes=routes)
+
+    # Not a moment later: none of them may be in doubt.
+    assert ipv6_of(host, pod) == BOTH
+    assert host.sh(f"ip -n {pod} -6 route show dev eth0 proto static | sort") == (
+        "default via fd00::1 metric 1024 pref medium\nfd77::/64 metric 1024 pref medium\n"
+    )
+    assert host.sh(f"ip -n {pod} -4 route show dev eth0 proto static") == (
+        "10.7.0.0/16 scope link \n"
+    )
+    names = ("disable_ipv6", "accept_ra", "accept_dad", "addr_gen_mode")
+    listed = " ".join(f"net.ipv6.conf.eth0.{name}" for name in names)
+    assert host.sh(f"ip netns exec {pod} sysctl -n {listed}").split() == ["0"] * 4
+
+
+def test_plugging_again_mends_ipv6(host: PrivateSwitch, pod: str) -> None:
+    port = uuid4()
+    plug(host, port, pod, ipv6="fd00::5/64")
+    host.sh(
+        f"ip -n {pod} -6 addr del fd00::5/64 dev eth0;"
+        f"ip -n {pod} -6 addr add fd99::9/64 dev eth0;"
+        f"ip netns exec {pod} sysctl -q net.ipv6.conf.eth0.accept_ra=2"
+    )
+
+    plug(host, port, pod, ipv6="fd00::5/64")
+
+    assert ipv6_of(host, pod) == BOTH
+    accept_ra = host.sh(f"ip netns exec {pod} sysctl -n net.ipv6.conf.eth0.accept_ra")
+    assert accept_ra.strip() == "0"
+
+
+def test_what_has_ipv6_already_is_left_as_it_is(host: PrivateSwitch, pod: str) -> None:
+    port = uuid4()
+    plug(host, port, pod, ipv6="fd00::5/64")
+    routes = f"ip -n {pod} -6 route show dev eth0"
+    before = host.sh(routes), ipv6_of(host, pod)
+
+    plug(host, port, pod, ipv6="fd00::5/64")
+
+    assert (host.sh(routes), ipv6_of(host, pod)) == before
+
+
+def test_the_host_end_speaks_no_ipv6(host: PrivateSwitch, pod: str) -> None:
+    link = plug(host, uuid4(), pod, ipv6="fd00::5/64")
+
+    assert host.sh(f"ip -6 addr show dev {link}") == ""
+
+
+def test_a_kernel_without_ipv6_is_named_and_nothing_is_left(host: PrivateSwitch, pod: str) -> None:
+    port = uuid4()
+    inside = f"nsenter --net=/run/netns/{pod}"
+    host.sh(f"{inside} mount -t tmpfs none /proc/sys/net/ipv6")
+    try:
+        plug(host, uuid4(), pod, name="eth1")
+        with pytest.raises(BackendUnavailable, match="eth0: it is to have an IPv6 address, and"):
+            plug(host, port, pod, ipv6="fd00::5/64")
+    finally:
+        host.sh(f"{inside} umount /proc/sys/net/ipv6")
+
+    assert link_name(port) not in host.sh("ip link")
+    assert "eth0" not in host.sh(f"ip -n {pod} link")
 
 
 # Behind a switch that forwards in userspace
