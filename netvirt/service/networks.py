@@ -157,7 +157,7 @@ def change(
     def build(transaction: Transaction) -> UUID:
         row = find(fabric, tenant_name, name)
         subnets = {ip_network(one["cidr"]): one for one in fabric.select("Subnet", network=row.id)}
-        cidrs: dict[int, IPNetwork] = {cidr.version: cidr for cidr in subnets}
+        cidrs: dict[int, IPNetwork] = {cidr.version: cidr for cidr in sorted(subnets, key=_version)}
         if mtu is not None:
             hosts: list[Host] = [rows.host(host) for host in fabric.select("Host")]
             checked = admit.network_mtu(name, Overlay(row["overlay"]), hosts, cidrs, mtu)
@@ -215,6 +215,10 @@ def delete(fabric: Fabric, tenant_name: str, name: str) -> None:
             f"network {name} of tenant {tenant_name} still has {count} "
             f"port{'s' if count != 1 else ''}. Delete them first."
         ) from error
+
+
+def _version(cidr: IPNetwork) -> int:
+    return cidr.version
 
 
 def _allocate_segment(fabric: Fabric, transaction: Transaction, network: str) -> int:

@@ -261,6 +261,7 @@ def _choose_addresses(
 ) -> list[tuple[Row, IPAddress]]:
     """An address in every subnet: the one wanted there, or else a free one."""
     subnets = [(row, rows.subnet(row)) for row in subnet_rows]
+    subnets.sort(key=lambda found: found[1].cidr.version)
     given = admit.check_port_addresses(port, network, wanted, [subnet for _, subnet in subnets])
     return [
         (
