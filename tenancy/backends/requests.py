@@ -114,7 +114,14 @@ class Requests:
 
 def rows(pending: Pending, tables: Sequence[str]) -> list[list[Row]]:
     """The rows that a `select` of these tables found, query by query."""
-    return [
-        [codec.decode_row(table, columns) for columns in result["rows"]]
-        for table, result in zip(tables, pending.results(), strict=False)
-    ]
+    found = []
+    # What follows a refusal has no answer.
+    for table, result in zip(tables, pending.results(), strict=False):
+        if "error" in result:
+            raise BackendUnavailable(
+                f"the fabric database refused a read of {table} ({result['error']}: "
+                f"{result.get('details', '')}). Check that it serves this version's schema: "
+                "`nvctl db status`."
+            )
+        found.append([codec.decode_row(table, columns) for columns in result["rows"]])
+    return found
