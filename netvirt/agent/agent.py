@@ -171,8 +171,8 @@ class Agent:
         self._server.wait(poller)
         if wake_fd is not None:
             poller.fd_wait(wake_fd, ovs.poller.POLLIN)
-        if self._task_ended:
-            # Another may have waited for it.
+        if self._task_ended or self._gateways.busy:
+            # Another task may have waited for it.
             poller.immediate_wake()
         poller.timer_wait(LINK_GONE_MS if self._remover else IDLE_MS)
         poller.block()

@@ -99,7 +99,9 @@ class Gateways:
         self._forwards = False
         self._look_at = 0.0
         self._problems: dict[_Subject, str] = {}
+        # Whether all is done that can be; whether there is more to do at once.
         self.idle = True
+        self.busy = False
 
     @property
     def problems(self) -> frozenset[str]:
@@ -109,7 +111,8 @@ class Gateways:
         """Bring what is found closer to what is wanted; `hold` while that is not known whole."""
         now = time.monotonic()
         due = now >= self._look_at
-        if hold or not (news or due or self._orders):
+        busy, self.busy = self.busy, False
+        if hold or not (news or due or self._orders or busy):
             return
         if due:
             self._look_at = now + LOOK_S
@@ -190,7 +193,10 @@ class Gateways:
                 self._vswitch.remove_port(its_name)
 
     def _fit_devices(self, gateways: Collection[Gateway], due: bool) -> None:
-        """Give every device its addresses and settings; look at one of them again if it is due."""
+        """Give devices their addresses and settings; look at one of them again if it is due.
+
+        One a turn, because the kernel takes some milliseconds for it.
+        """
         for name in self._tried.keys() - self._names:
             del self._tried[name]
         self._configured &= self._names
@@ -202,15 +208,16 @@ class Gateways:
                 self._configured.discard(name)
                 continue
             wanted = _Made(found.ifindex, device, self._forwards)
-            failed = name not in self._configured
-            if self._tried.get(name) != wanted or (due and failed) or name == again:
-                self._fit_device(gateway.network, wanted, is_new=failed)
+            if self._tried.get(name) != wanted or name == again:
+                self._fit_device(gateway.network, wanted)
+                self.busy = True
+                return
 
-    def _fit_device(self, network: Network, wanted: _Made, *, is_new: bool) -> None:
+    def _fit_device(self, network: Network, wanted: _Made) -> None:
         name = wanted.device.name
         self._tried[name] = wanted
         try:
-            rival = self._rival(network) if is_new else None
+            rival = None if name in self._configured else self._rival(network)
             if rival is None:
                 if gateway_device.configure(wanted.device, forwards=wanted.forwards):
                     log.info("gateway device fitted", link=name, network=network.name)
@@ -234,7 +241,7 @@ class Gateways:
 
     def _next_to_check(self) -> str | None:
         if not self._to_check:
-            self._to_check.extend(self._configured)
+            self._to_check.extend(self._names)
         return self._to_check.popleft() if self._to_check else None
 
     # The host

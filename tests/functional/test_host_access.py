@@ -1,6 +1,10 @@
 """Hosts in tenants' networks: who reaches whom, by which address, and what Services need."""
 
 import os
+import subprocess
+import sys
+import textwrap
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -217,6 +221,52 @@ def test_a_container_does_not_get_to_the_host_by_its_link(
     assert a.ping(str(ctl.address)) == 3
 
 
+def test_a_container_does_not_get_to_the_hosts_loopback(a: Container, h1: Host) -> None:
+    """Which kube-proxy has the kernel route."""
+    receive = """
+        import socket
+        receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        receiver.bind(("127.0.0.1", 9999))
+        receiver.settimeout(60)
+        print("listening", flush=True)
+        while (message := receiver.recv(100).decode()) != "end":
+            print(message)
+    """
+    send = """
+        import sys
+        from scapy.all import IP, UDP, Ether, Raw, sendp
+        headers = Ether(src=sys.argv[1], dst="0a:76:6b:00:00:01")
+        packet = headers / IP(src=sys.argv[2], dst="127.0.0.1")
+        sendp(packet / UDP(dport=9999) / Raw(b"hello"), iface="eth0", verbose=False)
+    """
+    end = """
+        import socket
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"end", ("127.0.0.1", 9999))
+    """
+
+    def received() -> str:
+        argv = [sys.executable, "-c", textwrap.dedent(receive)]
+        process = h1.popen(argv, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "listening\n"
+        a.python(send, a.mac, a.ip)
+        # As long as any answer took in the other tests, many times over.
+        time.sleep(0.5)
+        h1.run([sys.executable, "-c", textwrap.dedent(end)])
+        return str(process.communicate(timeout=30)[0]).strip()
+
+    h1.run(["sysctl", "-qw", "net.ipv4.conf.all.route_localnet=1"])
+    assert received() == ""
+    # It is the rule that keeps it away.
+    h1.kill("agent")
+    try:
+        h1.run(["nft", "delete", "chain", "inet", "virtkit", "prerouting"])
+        assert received() == "hello"
+    finally:
+        h1.start("agent")
+    until(lambda: "prerouting" in nft(h1), what="the rule stays away", timeout_s=10)
+
+
 # Services, as kube-proxy has them
 
 
@@ -420,6 +470,28 @@ def test_without_nftables_nothing_gets_out_and_the_host_says_why(
     h1.run(["umount", str(library)])
     until(lambda: problems() == "[]", what="it is still missing", timeout_s=10)
     assert a.ping(str(ctl.address)) == 3
+
+
+def test_a_host_whose_ports_name_is_taken_says_so(fabric: Fabric, h2: Host) -> None:
+    """By a port that was made when the host was not known."""
+    h2.kill("agent")
+    fabric.do("nvctl host delete h2 --force --yes")
+    assert all(port["name"] != "host-h2" for port in fabric("nvctl port list"))
+    fabric("nvctl port create host-h2 -t green -n front")
+    h2.start("agent")
+
+    def problems() -> str:
+        return str(fabric("nvctl host get h2")["problems"])
+
+    until(
+        lambda: "port host-h2 of network front exists" in problems(),
+        what="no problem",
+        timeout_s=15,
+    )
+    until(lambda: is_in(fabric, h2, "red"), what="it is not in the other", timeout_s=10)
+    fabric.do("nvctl port delete host-h2 -t green -n front --yes")
+    until(lambda: problems() == "[]", what="it stays out", timeout_s=15)
+    assert is_in(fabric, h2, "green")
 
 
 def test_refusals_say_what_to_do(fabric: Fabric, h1: Host) -> None:
