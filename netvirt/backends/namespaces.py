@@ -1,5 +1,6 @@
 """Network namespaces of other processes: finding them, and acting inside one."""
 
+import fcntl
 import os
 import stat
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from pyroute2 import netns
 from tenancy.errors import NotFound
 
 _NAMED = Path("/run/netns")
+# Of linux/nsfs.h and linux/sched.h, see ioctl_ns(2).
+_NS_GET_NSTYPE, _CLONE_NEWNET = 0xB703, 0x4000_0000
 
 
 def namespace_path(namespace: str) -> Path:
@@ -26,8 +29,15 @@ def namespace_path(namespace: str) -> Path:
 def opened(namespace: str) -> Iterator[int]:
     """A file descriptor that holds the namespace; raises `NotFound`."""
     path = namespace_path(namespace)
+    no_namespace = NotFound(
+        f"network namespace {namespace}: {path} is no namespace. "
+        f"Make one: `ip netns add {path.name}`."
+    )
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # Nothing else is opened: a pipe would wait for its other end, and a device may act.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise no_namespace
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise NotFound(
             f"network namespace {namespace}: {path} can't be opened ({error.strerror}). "
@@ -36,11 +46,8 @@ def opened(namespace: str) -> Iterator[int]:
     try:
         # The name's file is there before `ip netns add` has mounted the namespace on it, and
         # stays when that failed.
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode) or not _is_namespace(descriptor):
-            raise NotFound(
-                f"network namespace {namespace}: {path} is no namespace. "
-                f"Make one: `ip netns add {path.name}`."
-            )
+        if not _is_namespace(descriptor):
+            raise no_namespace
         yield descriptor
     finally:
         os.close(descriptor)
@@ -61,5 +68,8 @@ def entered(descriptor: int) -> Iterator[None]:
 
 
 def _is_namespace(descriptor: int) -> bool:
-    own = Path("/proc/thread-self/ns/net").stat()
-    return os.fstat(descriptor).st_dev == own.st_dev
+    """Whether it is one of the network, and not of mounts or processes."""
+    try:
+        return fcntl.ioctl(descriptor, _NS_GET_NSTYPE) == _CLONE_NEWNET
+    except OSError:
+        return False
