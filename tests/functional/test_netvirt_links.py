@@ -176,7 +176,7 @@ def test_namespace_may_be_given_by_path_or_process(host: PrivateSwitch, pod: str
     [
         pytest.param({"netns": "nowhere"}, NotFound, "namespace nowhere", id="no namespace"),
         pytest.param({"netns": "/etc/hosts"}, NotFound, "is no namespace", id="file"),
-        pytest.param({"netns": "/proc/1/ns/mnt"}, NotFound, "is no namespace", id="of mounts"),
+        pytest.param({"netns": "/proc/self/ns/mnt"}, NotFound, "is no namespace", id="of mounts"),
         pytest.param({"netns": "4194305"}, NotFound, "can't be opened", id="no process"),
         pytest.param({"name": "a/b"}, InvalidRequest, "interface name", id="name"),
         pytest.param({"name": "x" * 16}, InvalidRequest, "interface name", id="long name"),
