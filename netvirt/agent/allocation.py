@@ -206,6 +206,13 @@ class PortOrder:
                 f"container {plan.attachment['container']}: its interface "
                 f"{plan.attachment['interface']} is attached already. Detach it (DEL) first."
             )
+        elif plan.attachment is not None:
+            # A name that follows from the container and its interface.
+            raise AlreadyExists(
+                f"container {plan.attachment['container']}: its interface "
+                f"{plan.attachment['interface']} has {what} in network {plan.network.name} already."
+                " Detach it (DEL) first, or delete the port."
+            )
         else:
             raise AlreadyExists(f"{what} of network {plan.network.name} exists already.")
         self._pending = None
