@@ -118,6 +118,21 @@ def test_pods_are_removed_while_the_agent_is_away(nodes: Nodes) -> None:
         until(lambda: nodes.attached() == 0, what="something is attached", timeout_s=10)
 
 
+@pytest.mark.parametrize(("host", "daemon"), [("ctl", "fabric"), ("h1", "ovs-vswitchd")])
+def test_pods_are_removed_while_what_the_agent_needs_is_away(
+    nodes: Nodes, host: str, daemon: str
+) -> None:
+    with nothing_left(nodes.lab):
+        pod = nodes.h1.run_pod("old")
+        nodes.lab.host(host).kill(daemon)
+
+        pod.remove()
+
+        assert nodes.h1.cri.sandboxes() == []
+        nodes.lab.host(host).start(daemon)
+        until(lambda: nodes.attached() == 0, what="something is attached", timeout_s=15)
+
+
 def test_an_address_that_a_removed_pod_had_is_free_as_soon_as_the_agent_is_back(
     nodes: Nodes,
 ) -> None:

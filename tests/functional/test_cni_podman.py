@@ -18,7 +18,7 @@ pytestmark = pytest.mark.functional
 
 NETWORKS = {
     "pods": "--cidr 10.244.0.0/24 --host-access",
-    "second": "--cidr 10.246.0.0/24 --overlay gre",
+    "second": "--cidr 10.246.0.0/24 --cidr fd00:246::/64 --overlay gre",
 }
 # What `nvctl cni install` writes for network `pods`.
 DEFAULT = "virtkit"
@@ -88,6 +88,17 @@ def test_a_container_has_the_address_and_mac_that_it_asks_for(
     assert (a.ip, a.mac) == ("10.244.0.77", "02:11:22:33:44:55")
     assert b.answers_first_ping_to("10.244.0.77")
     assert nodes.port_of("a")["mac"] == "02:11:22:33:44:55"
+
+
+def test_a_container_may_ask_for_an_address_of_either_family(h1: Podman, h2: Podman) -> None:
+    wanted = ("--ip", "10.246.0.77", "--ip6", "fd00:246::77")
+    a, b = h1.run_container("a", "second", *wanted), h2.run_container("b", "second")
+
+    known = h1.inspect("a")["NetworkSettings"]["Networks"]["second"]
+    assert (known["IPAddress"], known["GlobalIPv6Address"]) == ("10.246.0.77", "fd00:246::77")
+    assert b.answers_first_ping_to("10.246.0.77")
+    assert b.answers_first_ping_to("fd00:246::77")
+    assert a.answers_first_ping_to(b.ip)
 
 
 def test_an_address_that_is_taken_on_another_host_is_refused(

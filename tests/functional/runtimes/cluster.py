@@ -46,10 +46,15 @@ def cluster(name: str, directory: Path, networks: Mapping[str, str]) -> Iterator
         fabric(f"nvctl tenant create {TENANT}")
         for network, options in networks.items():
             fabric(f"nvctl network create {network} -t {TENANT} {options}")
-        for host in lab.hosts:
-            conflist.install_reference_plugins(host)
-            host.run(["nvctl", "cni", "install", "--wait-for-agent", "20"])
+        with ThreadPoolExecutor(len(lab.hosts)) as pool:
+            list(pool.map(_install_plugins, lab.hosts))
         yield Cluster(lab, fabric, images.write_archive(directory / "images.tar"))
+
+
+def _install_plugins(host: Host) -> None:
+    # The reference plugins first: what is there decides what is chained.
+    conflist.install_reference_plugins(host)
+    host.run(["nvctl", "cni", "install", "--wait-for-agent", "20"])
 
 
 class Nodes:
@@ -70,9 +75,10 @@ class Nodes:
         """At the end daemons run, no pod is left, and nothing of one."""
         with nothing_left(self.lab):
             yield
+            for host in (self.lab.ctl, *self.lab.hosts):
+                for daemon in host.daemons:
+                    host.start(daemon)
             for runtime in (self.h1, self.h2):
-                runtime.host.start("agent")
-                runtime.host.start("containerd")
                 runtime.remove_all()
 
 
