@@ -20,12 +20,14 @@ import structlog
 
 from netvirt import compile as compiler
 from netvirt.agent import bindings, interest
-from netvirt.agent.attachments import Attachments, Parts
+from netvirt.agent.attachments import Attachments
 from netvirt.agent.cni_server import CniServer
 from netvirt.agent.dhcp_server import DhcpServer
 from netvirt.agent.gateways import Gateways
 from netvirt.agent.knowledge import Knowledge
+from netvirt.agent.parts import Parts
 from netvirt.agent.programmer import Programmer
+from netvirt.agent.sweep import sweep
 from netvirt.agent.tasks import Tasks
 from netvirt.agent.topology import Topology
 from netvirt.backends import link_settings, links
@@ -89,6 +91,7 @@ class Agent:
         self._watch.set_interest_in_all("Fabric")
         self._watch.set_interest("Host", [("name", config.host_name)])
         self._watch.set_interest("Binding", [("host", config.host_name)])
+        self._watch.set_interest("Attachment", [("host", config.host_name)])
         self._watch.set_interest("Network", [("host_access", True)])
         self._vswitch = VSwitch(config.ovs_remote, config.bridge)
         self._switch = Switch(config.bridge, config.ovs_run_dir)
@@ -99,17 +102,16 @@ class Agent:
         self._requests = Requests(config.db)
         self._remover = LinkRemover()
         self._tasks = Tasks(on_error=_note_failure)
-        self._attachments = Attachments(
-            Parts(
-                self._knowledge,
-                self._topology,
-                self._programmer,
-                self._vswitch,
-                self._requests,
-                self._remover,
-                self._is_complete,
-            )
+        self._parts = Parts(
+            self._knowledge,
+            self._topology,
+            self._programmer,
+            self._vswitch,
+            self._requests,
+            self._remover,
+            self._is_complete,
         )
+        self._attachments = Attachments(self._parts)
         self._networks_asked: frozenset[NetworkId] = frozenset()
         self._gateways = Gateways(self._knowledge, self._vswitch, self._requests)
         self._networks_attaching: frozenset[NetworkId] = frozenset()
@@ -138,6 +140,7 @@ class Agent:
         log.info("starting", host=self._config.host_name, db=self._config.db)
         self._server = CniServer(
             self._config.run_dir / "cni.sock",
+            self._parts,
             self._attachments,
             self._tasks,
             DelQueue(self._config.queue_dir),
@@ -425,7 +428,7 @@ class Agent:
         fresh.write_text(json.dumps(state) + "\n")
         fresh.rename(self._ready_file)
         log.info("ready", **state)
-        self._tasks.start("sweep", "sweeping", self._attachments.sweep(), SWEEP_S)
+        self._tasks.start("sweep", "sweeping", sweep(self._parts, self._attachments), SWEEP_S)
 
 
 def _note_failure(what: str, error: VirtkitError) -> None:

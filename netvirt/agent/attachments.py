@@ -10,22 +10,18 @@ have all that follows.
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Generator
-from dataclasses import dataclass
+from collections.abc import Collection, Generator
 from hashlib import blake2b
 from typing import Any
 
 import structlog
 
 from netvirt import rows as decode
+from netvirt.agent import detaching
 from netvirt.agent.allocation import Allocator, PortOrder, PortPlan
-from netvirt.agent.knowledge import Knowledge
-from netvirt.agent.programmer import Programmer
+from netvirt.agent.parts import Key, Parts, Stopwatch
 from netvirt.agent.tasks import Work
-from netvirt.agent.topology import Topology
 from netvirt.backends import container_links, links
-from netvirt.backends.link_removal import LinkRemover
-from netvirt.backends.vswitch import VSwitch
 from netvirt.backends.vswitch_rows import ATTACHMENT_KEY, attachment_id
 from netvirt.cni import result
 from netvirt.cni.call import Call
@@ -33,12 +29,7 @@ from netvirt.cni.errors import CniError, Code
 from netvirt.compile import Local
 from netvirt.model import Network, NetworkId, Port, PortId, PortKind
 from netvirt.service.hosts import ALIVE_S
-from tenancy import ledger
-from tenancy.backends import requests as asked
-from tenancy.backends.requests import Requests
-from tenancy.backends.transaction import GuardFailed
 from tenancy.errors import BackendUnavailable, NotFound, VerificationFailed
-from tenancy.model import Resource
 
 log = structlog.get_logger()
 
@@ -49,38 +40,8 @@ ERROR_GRACE_S = 1.0
 
 # Numbers that a switch does not come to by itself until it has had as many ports.
 OFPORTS = range(32_768, 65_000)
-# How long the making of a link takes at most, from the link to its alias.
-MAKING_S = 2.0
 # What our links say of who made them.
 MAKER = "cni"
-
-Key = tuple[str, str]  # container, interface
-
-
-class Stopwatch:
-    """Milliseconds from the beginning to the first time that each step was passed."""
-
-    def __init__(self) -> None:
-        self._begun = time.monotonic()
-        self.passed: dict[str, float] = {}
-
-    def note(self, step: str) -> None:
-        if step not in self.passed:
-            self.passed[step] = round((time.monotonic() - self._begun) * 1000, 1)
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """The agent's parts that attaching needs."""
-
-    knowledge: Knowledge
-    topology: Topology
-    programmer: Programmer
-    vswitch: VSwitch
-    requests: Requests
-    remover: LinkRemover
-    # Whether all rows of a network that this host holds have arrived.
-    is_complete: Callable[[NetworkId], bool]
 
 
 class Attachments:
@@ -156,8 +117,8 @@ class Attachments:
             raise
         except BaseException:
             log.info("undoing", attachment=call.subject, port=str(port_id))
-            yield from self._detach(port_id)
-            yield from self._forget(order.port, call.key)
+            yield from detaching.detach(self._parts, port_id)
+            yield from detaching.forget(self._parts, order.port, call.key)
             raise
         finally:
             self._knowledge.announce(port_id, None)
@@ -171,16 +132,16 @@ class Attachments:
     def delete(self, key: Key) -> Work:
         """Detach, whatever there is of it; nothing to do if there is nothing."""
         attachment = self._knowledge.attachments.get(key)
-        yield from self._detach_all(key)
+        yield from detaching.detach_all(self._parts, key)
         if attachment is not None:
-            yield from self._detach(attachment.port)
-            port = yield from self._find_port(attachment.port)
+            yield from detaching.detach(self._parts, attachment.port)
+            port = yield from detaching.find_port(self._parts, attachment.port)
             if port is not None:
-                yield from self._forget(port, key)
+                yield from detaching.forget(self._parts, port, key)
 
     def detach_only(self, key: Key) -> Work:
         """Take the container off the switch, its rows being out of reach."""
-        yield from self._detach_all(key)
+        yield from detaching.detach_all(self._parts, key)
 
     def check(self, call: Call) -> Work:
         """Raise `VerificationFailed` unless everything is as ADD left it."""
@@ -191,7 +152,7 @@ class Attachments:
             )
         port = self._knowledge.ports.get(attachment.port)
         if port is None:
-            port = yield from self._find_port(attachment.port)
+            port = yield from detaching.find_port(self._parts, attachment.port)
         network = yield from self._find_network(call.tenant, call.network)
         wrong: list[str] = []
         if port is None or port.network != network.id:
@@ -212,38 +173,6 @@ class Attachments:
             for key, attachment in self._knowledge.attachments.items()
             if attachment.conflist == conflist and key not in valid
         ]
-
-    def sweep(self) -> Work:
-        """Take away interfaces and links of ports that do not exist: what a crash left."""
-        for interface in list(self._parts.vswitch.interfaces().values()):
-            if interface.attachment is None or interface.iface_id is None:
-                continue
-            port_id = PortId(interface.iface_id)
-            attachment = self._knowledge.attachments.get(interface.attachment)
-            if not self.expected[port_id] and (attachment is None or attachment.port != port_id):
-                log.warning("interface without attachment removed", interface=interface.name)
-                yield from self._detach(port_id)
-        yield from self._sweep_half_made()
-        suspects = [
-            PortId(port_id)
-            for port_id in links.made_by(MAKER)
-            if port_id not in self._knowledge.ports and not self.expected[PortId(port_id)]
-        ]
-        for port_id in suspects:
-            if (yield from self._find_port(port_id)) is None and not self.expected[port_id]:
-                log.warning("link without port removed", link=links.link_name(port_id))
-                yield from self._detach(port_id)
-
-    def _sweep_half_made(self) -> Work:
-        """Remove links whose maker was killed before they said whose they are."""
-        before = links.nameless()
-        seen_at = time.monotonic()
-        while before and time.monotonic() - seen_at < MAKING_S:
-            yield
-        for name in before & links.nameless() if before else ():
-            if name not in self._parts.vswitch.interfaces():
-                log.warning("half-made link removed", link=name)
-                links.remove_nameless(name)
 
     # Steps of ADD
 
@@ -281,20 +210,20 @@ class Attachments:
         if network_id is not None and network_id in self._knowledge.networks:
             return self._knowledge.networks[network_id]
         pending = self._parts.requests.select([("Tenant", {"name": tenant})])
-        [tenants] = yield from _answered(pending, ["Tenant"])
+        [tenants] = yield from detaching.answered(pending, ["Tenant"])
         if not tenants:
             raise NotFound(f"tenant {tenant} does not exist. See `nvctl tenant list`.")
         pending = self._parts.requests.select(
             [("Network", {"tenant": tenants[0].id, "name": name})]
         )
-        [networks] = yield from _answered(pending, ["Network"])
+        [networks] = yield from detaching.answered(pending, ["Network"])
         if not networks:
             raise NotFound(
                 f"network {name} of tenant {tenant} does not exist. "
                 f"See `nvctl network list --tenant {tenant}`."
             )
         pending = self._parts.requests.select([("Subnet", {"network": networks[0].id})])
-        [subnets] = yield from _answered(pending, ["Subnet"])
+        [subnets] = yield from detaching.answered(pending, ["Subnet"])
         found = decode.network(networks[0], subnets)
         self._network_ids[tenant, name] = found.id
         return found
@@ -433,57 +362,6 @@ class Attachments:
             log.warning("host does not follow", host=name, cfg=cfg)
             self._lagging[name] = cfg
 
-    # Steps of DEL
-
-    def _detach_all(self, key: Key) -> Work:
-        """Take off everything that says it is this attachment's interface."""
-        found = [
-            PortId(interface.iface_id)
-            for interface in self._parts.vswitch.interfaces().values()
-            if interface.attachment == key and interface.iface_id is not None
-        ]
-        for port_id in found:
-            yield from self._detach(port_id)
-
-    def _detach(self, port_id: PortId) -> Work:
-        """No interface of the port is on the switch, and no link of it is left."""
-        name = links.link_name(port_id)
-        while True:
-            off = self._parts.vswitch.remove_port(name)
-            gone = self._parts.remover.gone(port_id)
-            if off and gone:
-                return
-            yield
-
-    def _find_port(self, port_id: PortId) -> Generator[None, None, Port | None]:
-        known = self._knowledge.ports.get(port_id)
-        if known is not None:
-            return known
-        pending = self._parts.requests.select(
-            [("Port", {"id": port_id}), ("Address", {"port": port_id})]
-        )
-        ports, addresses = yield from _answered(pending, ["Port", "Address"])
-        return decode.port(ports[0], addresses) if ports else None
-
-    def _forget(self, port: Port, key: Key) -> Work:
-        """Delete the port with all that refers to it, and give its quota back, if it exists."""
-        changes = self._parts.requests.changes()
-        changes.require("Port", id=port.id)
-        for table in ("Binding", "Address", "Attachment"):
-            changes.delete_where(table, port=port.id)
-        changes.delete_where("Port", id=port.id)
-        amounts = {Resource.PORTS: 1, Resource.ADDRESSES: len(port.addresses)}
-        ledger.refund(changes, port.tenant, amounts)
-        pending = self._parts.requests.commit(changes)
-        while not pending.done:
-            yield
-        try:
-            changes.conclude(pending.results())
-        except GuardFailed:
-            return  # Somebody else has deleted it.
-        while key in self._knowledge.attachments:
-            yield
-
     # Steps of CHECK
 
     def _check_switch(self, port: Port) -> Generator[None, None, list[str]]:
@@ -501,12 +379,6 @@ class Attachments:
             yield
         missing = len(wanted & self._parts.programmer.missing)
         return [f"{missing} of its {len(wanted)} flows are not in the switch"] if missing else []
-
-
-def _answered(pending: asked.Pending, tables: list[str]) -> Generator[None, None, list[list[Any]]]:
-    while not pending.done:
-        yield
-    return asked.rows(pending, tables)
 
 
 def _port_name(call: Call, host: str) -> str:

@@ -18,7 +18,9 @@ import msgspec
 import ovs.poller
 import structlog
 
-from netvirt.agent.attachments import Attachments, Key
+from netvirt.agent.attachments import Attachments
+from netvirt.agent.parts import Key, Parts
+from netvirt.agent.sweep import sweep
 from netvirt.agent.tasks import Task, Tasks, Work
 from netvirt.backends.cni_queue import DelQueue
 from netvirt.cni import errors
@@ -62,6 +64,7 @@ class CniServer:
     def __init__(
         self,
         path: Path,
+        parts: Parts,
         attachments: Attachments,
         tasks: Tasks,
         queue: DelQueue,
@@ -69,6 +72,7 @@ class CniServer:
     ) -> None:
         """`not_ready` gives the reason why nothing can be attached now, or None."""
         self._path = path
+        self._parts = parts
         self._attachments = attachments
         self._tasks = tasks
         self._queue = queue
@@ -253,7 +257,8 @@ class CniServer:
         except BackendUnavailable as reason:
             log.warning("detached, and the rest queued", container=key[0], reason=str(reason))
             self._queue.leave(request)
-            yield from self._attachments.detach_only(key)
+            if self._parts.vswitch.connected:
+                yield from self._attachments.detach_only(key)
             return
         yield from self._attachments.delete(key)
 
@@ -270,7 +275,7 @@ class CniServer:
                 f"GC: {len(left)} attachments could not be taken away. See the agent's log, and "
                 "try again."
             )
-        yield from self._attachments.sweep()
+        yield from sweep(self._parts, self._attachments)
 
     def _start_delete(self, key: Key) -> Task:
         return self._tasks.start(key, f"detaching {key[0]}", self._attachments.delete(key), CALL_S)
