@@ -1,6 +1,7 @@
 """IPv6 and dual stack between real hosts: who reaches whom, who hears it, what is not let out."""
 
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -31,7 +32,10 @@ from scapy.layers.vxlan import VXLAN
 from scapy.packet import Packet, Raw
 from scapy.utils import rdpcap
 
+from lab.guest import build
 from lab.lab import Lab
+from lab.machine import Machine, Nic, file_disk
+from lab.vm import VirtualMachine
 from lab.waiting import until
 from netvirt.model import Mac
 from tests.functional.tenants import Container, Fabric, pinging
@@ -479,6 +483,40 @@ def test_a_port_that_moves_takes_its_ipv6_address_along(
     fabric.do(f"nvctl port delete {moving.port_id} --yes")
     for host in (h1, h2):
         host.delete_netns(moving.netns)
+
+
+def test_a_guest_speaks_ipv6_and_nothing_honest_is_dropped(
+    fabric: Fabric, containers: dict[str, Container]
+) -> None:
+    """From its first probe on, made before it has an address, to the one given by hand."""
+    a, h2 = containers["red-a"], fabric.lab.host("h2")
+    port = fabric("nvctl port create vm -t red -n front --kind vm --ip fd00:1::d")
+    link = fabric(f"nvctl port plug {port['id']} --tap", h2)["link"]
+    workplace = Path("/run/virtkit/vm")
+    h2.path(workplace).mkdir(exist_ok=True)
+    guest = build()
+    shutil.copy(guest.qcow2, h2.path(workplace / "disk.qcow2"))
+    before = fabric.drops(h2)
+
+    disk = file_disk(workplace / "disk.qcow2", "qcow2")
+    nics = (Nic(tap=link, mac=port["mac"]),)
+    machine = Machine(name="vm", guest=guest, disk=disk, nics=nics)
+    with VirtualMachine.start(machine, workplace / "vm", h2) as vm:
+        vm.wait_for_boot(timeout_s=180)
+        vm.check("ip -6 addr add fd00:1::d/64 dev eth0")
+        until(
+            lambda: "tentative" not in vm.check("ip -6 addr show dev eth0"),
+            what="the guest is not sure of its addresses",
+            timeout_s=30,
+        )
+        assert a.ping("fd00:1::d", count=1) == 1
+        assert "3 packets received" in vm.check(f"ping6 -c 3 {six(a)}")
+        own = str(Mac.parse(port["mac"]).link_local)
+        assert containers["red-b"].ping(f"{own}%eth0") == 3
+
+    assert fabric.drops(h2) == before
+    fabric.do(f"nvctl port unplug {port['id']}", h2)
+    fabric.do(f"nvctl port delete {port['id']} --yes")
 
 
 def test_plugging_again_loses_no_packet(fabric: Fabric, containers: dict[str, Container]) -> None:
