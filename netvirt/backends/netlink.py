@@ -33,6 +33,8 @@ _FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 _HEADER = struct.Struct("=IHHII")
 _ERROR_NUMBER = struct.Struct("=i")
 _TIMEOUT_S = 10.0
+# So many acknowledgements have room in a socket that nobody reads meanwhile.
+_AT_ONCE = 64
 
 
 class Channel:
@@ -60,7 +62,13 @@ class Channel:
         return True
 
     def send(self, *messages: Any) -> None:
-        """Have the kernel do all of this, in order. Raises the first `NetlinkError`."""
+        """Have the kernel do all of this, in order. Raises the first `NetlinkError`; what follows
+        may be done all the same.
+        """
+        for begin in range(0, len(messages), _AT_ONCE):
+            self._exchange(messages[begin : begin + _AT_ONCE])
+
+    def _exchange(self, messages: Sequence[Any]) -> None:
         for number, message in enumerate(messages):
             message["header"]["sequence_number"] = number
             message.encode()
