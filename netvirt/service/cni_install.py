@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from netvirt.backends import node_files
+from netvirt.cni.call import CHOICES, VERSIONS
 from tenancy.errors import InvalidRequest
 from tenancy.names import validate_name
 
@@ -24,11 +25,9 @@ DEFAULT_CONFLIST = "10-virtkit.conflist"
 PROGRAM = Path("/usr/libexec/virtkit/virtkit-cni")
 CHECKOUT_PROGRAM = Path(__file__).parents[2] / "build" / "virtkit-cni"
 
-CNI_VERSIONS = ("0.3.1", "0.4.0", "1.0.0", "1.1.0")
 # The newest that containerd 1.6 takes.
 DEFAULT_CNI_VERSION = "1.0.0"
 CHAINED = ("portmap", "bandwidth", "tuning")
-ALLOWED = ("ips", "mac", "network", "tenant")
 SMALLEST_MTU, LARGEST_MTU = 576, 65_535
 
 # CNI specification 1.1, "Network configuration format", key `name`.
@@ -56,9 +55,9 @@ class Conflist:
             )
         validate_name("tenant", self.tenant)
         validate_name("network", self.network)
-        _check_choice("CNI version", [self.cni_version], CNI_VERSIONS)
+        _check_choice("CNI version", [self.cni_version], VERSIONS)
         _check_choice("--chain", self.chain, CHAINED)
-        _check_choice("--allow", self.allow or (), ALLOWED)
+        _check_choice("--allow", self.allow or (), CHOICES)
         if self.mtu_bytes is not None and not SMALLEST_MTU <= self.mtu_bytes <= LARGEST_MTU:
             raise InvalidRequest(
                 f"MTU {self.mtu_bytes} is out of range. Choose {SMALLEST_MTU} to {LARGEST_MTU}, or "

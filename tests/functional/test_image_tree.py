@@ -550,6 +550,7 @@ def test_a_node_is_given_its_conflist_when_it_can_serve(h1: Host, fabric: Fabric
     assert conflist.exists()
     assert json.loads(written)["plugins"][0]["tenant"] == "dawn"
 
+    program.unlink()
     with keep_cni(h1, values, remove=True):
         until(program.exists, what="no program is installed", timeout_s=20)
     assert not conflist.exists()

@@ -15,6 +15,9 @@ import yaml
 from helm_python.chart import lint
 from kubernetes_validate import utils as kubernetes
 
+from netvirt.cni.call import CHOICES, VERSIONS
+from netvirt.model import Overlay
+from netvirt.service.cni_install import CHAINED
 from tenancy.model import Resource
 from tests.chart import (
     CHART,
@@ -36,7 +39,7 @@ IMAGE_ROOT = CHART.parents[1] / "packaging" / "image" / "root"
 NVCTL = Path(sys.executable).with_name("nvctl")
 
 # Kubernetes' newest three, and the oldest that the chart says it is for.
-VERSIONS = ["1.25.0", *list(dict.fromkeys(kubernetes.all_versions()))[-3:]]
+KUBERNETES_VERSIONS = ["1.25.0", *list(dict.fromkeys(kubernetes.all_versions()))[-3:]]
 # It would read its definitions, which are many, from disk for every object.
 kubernetes.schema_contents = cache(kubernetes.schema_contents)
 
@@ -115,7 +118,7 @@ def test_kubernetes_takes_what_is_rendered(values: dict[str, Any]) -> None:
     documents = manifests(values)
 
     for document in documents:
-        for version in VERSIONS:
+        for version in KUBERNETES_VERSIONS:
             kubernetes.validate(document, version, strict=True)
 
 
@@ -243,6 +246,10 @@ def test_the_schema_knows_all_values_and_no_others() -> None:
     ours = {path for path, _ in paths() if path and not optional.search(path)}
     assert ours == {path for path in keys(yaml.safe_load(VALUES)) if not optional.search(path)}
     assert set(schema_at("tenant.quota")["properties"]) == set(Resource)
+    assert set(schema_at("network.overlay")["enum"]) == set(Overlay)
+    assert schema_at("cni.cniVersion")["enum"] == list(VERSIONS)
+    assert schema_at("cni.allow")["items"]["enum"] == list(CHOICES)
+    assert schema_at("cni.chain")["items"]["enum"] == list(CHAINED)
 
 
 def test_every_value_is_explained() -> None:

@@ -12,6 +12,8 @@ import pytest
 
 from lab.waiting import until
 from netvirt.backends import node_files
+from netvirt.cni.call import parse
+from netvirt.cni.frames import Request
 
 NVCTL = Path(sys.executable).with_name("nvctl")
 
@@ -174,6 +176,25 @@ def test_options_are_found_in_the_conflist(node: Path, run: Run) -> None:
             {"type": "portmap", "capabilities": {"portMappings": True}},
         ],
     }
+
+
+@pytest.mark.parametrize("options", ["", "--mtu 1400 --allow ips", "--cni-version 1.1.0"])
+def test_the_agent_understands_what_is_written(node: Path, run: Run, options: str) -> None:
+    assert run(f"install --tenant red --network front {options}").returncode == 0
+
+    written = conflist(node)
+    # As libcni passes it on.
+    configuration = {key: written[key] for key in ("cniVersion", "name")} | written["plugins"][0]
+    environment = {
+        "CNI_COMMAND": "ADD",
+        "CNI_CONTAINERID": "c1",
+        "CNI_NETNS": "/run/netns/c1",
+        "CNI_IFNAME": "eth0",
+        "CNI_PATH": str(node / "bin"),
+    }
+    call = parse(Request(environment=environment, input=json.dumps(configuration).encode()))
+    assert (call.conflist, call.tenant, call.network) == ("virtkit", "red", "front")
+    assert call.version == written["cniVersion"]
 
 
 @pytest.mark.parametrize(
