@@ -40,31 +40,34 @@ _Subject = NetworkId | str
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """A network with host access, and this host's own port in it."""
+    """A network with host access, this host's own port in it, and the device that follows."""
 
     network: Network
     port: Port
+    device: GatewayDevice
 
     @property
     def name(self) -> str:
-        return gateway_device.name(self.port.id)
+        return self.device.name
 
-    @property
-    def device(self) -> GatewayDevice:
-        own = [
-            ip_interface((address, subnet.cidr.prefixlen))
-            for address in self.port.addresses
-            for subnet in self.network.subnets
-            if address in subnet.cidr
-        ]
-        if any(address.version == 6 for address in own):
-            own.append(ip_interface((self.port.mac.link_local, 64)))
-        return GatewayDevice(
-            name=self.name,
-            mac=str(self.port.mac),
-            addresses=tuple(own),
-            gateways=tuple(subnet.gateway for subnet in self.network.subnets),
-        )
+
+def gateway_of(network: Network, port: Port) -> Gateway:
+    """What a host's own port in a network comes to. Pure."""
+    own = [
+        ip_interface((address, subnet.cidr.prefixlen))
+        for address in port.addresses
+        for subnet in network.subnets
+        if address in subnet.cidr
+    ]
+    if any(address.version == 6 for address in own):
+        own.append(ip_interface((port.mac.link_local, 64)))
+    device = GatewayDevice(
+        name=gateway_device.name(port.id),
+        mac=str(port.mac),
+        addresses=tuple(own),
+        gateways=tuple(subnet.gateway for subnet in network.subnets),
+    )
+    return Gateway(network, port, device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,7 @@ class Gateways:
         self._requests = requests
         self._allocator = Allocator(knowledge)
         self._filter = PacketFilter()
+        self._gateways: dict[NetworkId, Gateway] = {}
         self._orders: dict[NetworkId, PortOrder] = {}
         self._order_not_before: dict[NetworkId, float] = {}
         # What each device was to be made, those that were, and the order in which they are looked
@@ -124,7 +128,8 @@ class Gateways:
                 self._order_port(network, now)
             else:
                 self._order_not_before.pop(network.id, None)
-                gateways.append(Gateway(network, port))
+                gateways.append(self._gateway(network, port))
+        self._gateways = {one.network.id: one for one in gateways}
         self._fit_switch(gateways)
         names = frozenset(gateway.name for gateway in gateways)
         if due or names != self._names:
@@ -138,6 +143,12 @@ class Gateways:
             del self._orders[gone]
         made = {gateway.network.id for gateway in gateways if gateway.name in self._configured}
         self.idle = ids <= made | self._problems.keys()
+
+    def _gateway(self, network: Network, port: Port) -> Gateway:
+        known = self._gateways.get(network.id)
+        if known is not None and known.network is network and known.port is port:
+            return known
+        return gateway_of(network, port)
 
     # The port
 

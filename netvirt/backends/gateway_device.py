@@ -6,16 +6,19 @@ everything here can be done again; what is as it should be is not written.
 """
 
 import errno
+import fcntl
 import socket
+import struct
 from collections.abc import Collection
 from dataclasses import dataclass
-from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
+from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from pyroute2 import IPRoute, NetlinkError
+from pyroute2 import NetlinkError
 
+from netvirt.backends import netlink
 from netvirt.model import IPAddress
 from tenancy.errors import BackendUnavailable
 
@@ -41,10 +44,9 @@ _IPV6 = {
     "forwarding": "1",
 }
 _NO_IPV6 = {"disable_ipv6": "1"}
+# Of linux/sockios.h and linux/if.h.
+_SIOCGIFFLAGS, _SIOCGIFHWADDR = 0x8913, 0x8927
 _IFF_UP = 1
-_IFA_F_NODAD = 0x02
-_FOREVER_S = 0xFFFF_FFFF
-_RT_SCOPE_UNIVERSE, _RT_SCOPE_HOST = 0, 254
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,21 +77,24 @@ def configure(device: GatewayDevice, *, forwards: bool) -> bool:
     has_ipv6 = forwards and any(address.version == 6 for address in device.addresses)
     settings = {**_IPV4, "forwarding": str(int(forwards))}
     try:
-        with IPRoute() as netlink:
-            link = netlink.link("get", ifname=device.name)[0]
-            changed = _write(f"ipv4/conf/{device.name}", settings)
-            changed |= _write(f"ipv6/conf/{device.name}", _IPV6 if has_ipv6 else _NO_IPV6)
-            if link.get_attr("IFLA_ADDRESS") != device.mac:
-                netlink.link("set", index=link["index"], address=device.mac)
-                changed = True
-            if not link["flags"] & _IFF_UP:
+        index = socket.if_nametoindex(device.name)
+        changed = _write(f"ipv4/conf/{device.name}", settings)
+        changed |= _write(f"ipv6/conf/{device.name}", _IPV6 if has_ipv6 else _NO_IPV6)
+        mac, is_up = _state(device.name)
+        with netlink.Channel() as channel:
+            changes = []
+            if mac != device.mac:
+                changes.append(netlink.link_mac(index, device.mac))
+            if not is_up:
                 # Addresses of IPv6 go when a link goes down, so that they come last.
-                netlink.link("set", index=link["index"], state="up")
-                changed = True
-            changed |= _ensure_addresses(netlink, link["index"], device, has_ipv6)
+                changes.append(netlink.link_up(index))
+            found = {address for link, address in channel.addresses() if link == index}
+            changes += _address_changes(index, device, found, has_ipv6)
+            if changes:
+                channel.send(*changes)
     except (NetlinkError, OSError) as error:
         raise _refusal(device.name, error) from error
-    return changed
+    return changed or bool(changes)
 
 
 def allow_forwarding(*, ipv6: bool) -> bool:
@@ -115,17 +120,21 @@ def allow_forwarding(*, ipv6: bool) -> bool:
 
 
 def addresses_of_others(own: Collection[str]) -> dict[IPAddress, str]:
-    """The addresses that the host has, but for those on its own devices, and each one's link."""
+    """The addresses that the host has, but for those on its own devices, and each one's link.
+
+    Those that every link of IPv6 has on itself alone are left out.
+    """
+    names = dict(socket.if_nameindex())
     try:
-        with IPRoute() as netlink:
-            names = {link["index"]: link.get_attr("IFLA_IFNAME") for link in netlink.get_links()}
-            return {
-                ip_address(_address(found)): names[found["index"]]
-                for found in netlink.get_addr()
-                if names.get(found["index"], "") not in own and found["index"] in names
-            }
-    except NetlinkError as error:
+        with netlink.Channel() as channel:
+            found = channel.addresses()
+    except (NetlinkError, OSError) as error:
         raise BackendUnavailable(f"the host's addresses can't be read ({error}).") from error
+    return {
+        address.ip: names[link]
+        for link, address in found
+        if names.get(link) not in (None, *own) and not address.ip.is_link_local
+    }
 
 
 def _write(place: str, wanted: dict[str, str]) -> bool:
@@ -139,56 +148,36 @@ def _write(place: str, wanted: dict[str, str]) -> bool:
     return changed
 
 
-def _ensure_addresses(netlink: IPRoute, index: int, device: GatewayDevice, has_ipv6: bool) -> bool:
-    wanted = dict.fromkeys(device.addresses, _RT_SCOPE_UNIVERSE)
-    wanted |= {
-        ip_interface(f"{gateway}/{gateway.max_prefixlen}"): _RT_SCOPE_HOST
-        for gateway in device.gateways
-    }
-    wanted = {
-        address: scope for address, scope in wanted.items() if has_ipv6 or address.version == 4
-    }
-    found = {
-        ip_interface(f"{_address(found)}/{found['prefixlen']}")
-        for found in netlink.get_addr(index=index)
-    }
-    surplus = found - wanted.keys()
-    for address in surplus:
-        netlink.addr("del", index=index, address=str(address.ip), prefixlen=_bits(address))
-    missing = [address for address in wanted if address not in found]
-    for address in missing:
-        netlink.addr("add", index=index, **_columns(address, wanted[address]))
-    return bool(surplus or missing)
+def _address_changes(
+    index: int, device: GatewayDevice, found: set[IPInterface], has_ipv6: bool
+) -> list[Any]:
+    wanted = dict.fromkeys(device.addresses, True)
+    for gateway in device.gateways:
+        wanted[ip_interface((gateway, gateway.max_prefixlen))] = False
+    wanted = {address: own for address, own in wanted.items() if has_ipv6 or address.version == 4}
+    return [
+        *(netlink.no_address(index, address) for address in found - wanted.keys()),
+        *(
+            netlink.new_address(index, address, is_source=own)
+            for address, own in wanted.items()
+            if address not in found
+        ),
+    ]
 
 
-def _columns(address: IPInterface, scope: int) -> dict[str, Any]:
-    columns: dict[str, Any] = {"address": str(address.ip), "prefixlen": _bits(address)}
-    if address.version == 4:
-        return {**columns, "scope": scope}
-    # Every host has the gateway's address, so that it is not asked about. One that is deprecated
-    # is no source of anything new (RFC 6724, rule 3).
-    return {
-        **columns,
-        "family": socket.AF_INET6,
-        "flags": _IFA_F_NODAD,
-        "preferred_lft": 0 if scope == _RT_SCOPE_HOST else _FOREVER_S,
-        "valid_lft": _FOREVER_S,
-    }
-
-
-def _bits(address: IPInterface) -> int:
-    return address.network.prefixlen
-
-
-def _address(message: Any) -> str:
-    """IFA_ADDRESS is the other end's on a point-to-point link; IPv6 has no IFA_LOCAL."""
-    local: str | None = message.get_attr("IFA_LOCAL")
-    return local or str(message.get_attr("IFA_ADDRESS"))
+def _state(name: str) -> tuple[str, bool]:
+    """A link's MAC address, and whether it is up; see netdevice(7)."""
+    request = struct.pack("16s24x", name.encode())
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        mac = fcntl.ioctl(any_socket, _SIOCGIFHWADDR, request)[18:24]
+        (flags,) = struct.unpack_from("=H", fcntl.ioctl(any_socket, _SIOCGIFFLAGS, request), 16)
+    return mac.hex(":"), bool(flags & _IFF_UP)
 
 
 def _refusal(device: str, error: NetlinkError | OSError) -> BackendUnavailable:
     code = error.code if isinstance(error, NetlinkError) else error.errno
-    if code in (errno.ENODEV, errno.ENOENT):
+    # if_nametoindex(3) gives no number.
+    if code in (None, errno.ENODEV, errno.ENOENT):
         return BackendUnavailable(f"gateway device {device}: it is not there (yet).")
     return BackendUnavailable(
         f"gateway device {device}: the kernel refuses ({error}). See `dmesg`, and run as root."
