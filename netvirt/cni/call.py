@@ -6,6 +6,7 @@ it for `args`, `runtimeConfig` and `CNI_ARGS`.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -160,10 +161,11 @@ def parse(request: Request) -> Call:
     """The call. Raises `CniError` with its number, or `InvalidRequest` for a bad configuration."""
     environment = request.environment
     verb = _verb(environment)
-    document = _document(request.input)
-    version = _version(document, verb)
     if verb is Verb.VERSION:
-        return Call(verb=verb, version=version)
+        # Asked what it speaks, a plugin must answer whoever asks.
+        return Call(verb=verb, version=answer_version(request))
+    document = _document(request.input)
+    version = _version(document)
     if verb in _SINCE and VERSIONS.index(version) < VERSIONS.index(_SINCE[verb]):
         raise CniError(
             Code.INCOMPATIBLE_VERSION,
@@ -207,8 +209,8 @@ def parse(request: Request) -> Call:
         mtu_bytes=_mtu(keys),
         addresses=_addresses(keys.name, given["ips"]),
         mac=Mac.parse(given["mac"]) if given["mac"] else None,
-        dns=keys.dns,
-        routes=tuple(_route(keys.name, route) for route in keys.routes),
+        dns=_dns(keys),
+        routes=_routes(keys),
         default_route=keys.defaultRoute,
         labels=_labels(environment, names.container),
         previous=keys.prevResult,
@@ -244,18 +246,22 @@ def _document(text: bytes) -> dict[str, Any]:
     return document
 
 
-def _version(document: Mapping[str, Any], verb: Verb) -> str:
-    version = document.get("cniVersion", NEWEST if verb is Verb.VERSION else None)
-    if verb is Verb.VERSION and isinstance(version, str):
-        # Asked what it speaks, a plugin must answer whoever asks.
-        return version if version in VERSIONS else NEWEST
-    if version not in VERSIONS:
-        raise CniError(
-            Code.INCOMPATIBLE_VERSION,
-            f"network configuration: cniVersion {shortened(repr(version))} is none that virtkit "
-            f"speaks. Use one of {', '.join(VERSIONS)}.",
-        )
-    return str(version)
+def _version(document: Mapping[str, Any]) -> str:
+    if "cniVersion" not in document:
+        what = "key 'cniVersion' is missing"
+    elif (version := document["cniVersion"]) in VERSIONS:
+        return str(version)
+    else:
+        what = f"cniVersion {_shown(version)} is none that virtkit speaks"
+    raise CniError(
+        Code.INCOMPATIBLE_VERSION,
+        f"network configuration: {what}. Use one of {', '.join(VERSIONS)}.",
+    )
+
+
+def _shown(value: Any) -> str:
+    """A value of the input, as it stands there."""
+    return shortened(msgspec.json.encode(value).decode())
 
 
 class _Names(NamedTuple):
@@ -310,10 +316,11 @@ def _names(environment: Mapping[str, str], verb: Verb) -> _Names:
 def _configuration(document: Mapping[str, Any]) -> _Configuration:
     name = document.get("name")
     if not isinstance(name, str) or not _ID.fullmatch(name):
+        what = f"name {_shown(name)} is none" if "name" in document else "key 'name' is missing"
         raise CniError(
             Code.INVALID_CONFIGURATION,
-            f"network configuration: name {shortened(str(name))!r} is none. It begins with a "
-            "letter or digit, and goes on with letters, digits, `_`, `.` and `-`.",
+            f"network configuration: {what}. It begins with a letter or digit, and goes on with "
+            "letters, digits, `_`, `.` and `-`.",
         )
     if document.get("ipam"):
         raise CniError(
@@ -434,6 +441,24 @@ def _address(name: str, text: str) -> IPAddress:
             f"network configuration {name}: {shortened(text)!r} is no IP address. Write it as "
             "10.1.0.7."
         ) from error
+
+
+def _dns(keys: _Configuration) -> DnsKeys | None:
+    for server in keys.dns.nameservers if keys.dns else ():
+        _address(keys.name, server)
+    return keys.dns
+
+
+def _routes(keys: _Configuration) -> tuple[WantedRoute, ...]:
+    """The routes, of which the kernel keeps one to each destination."""
+    routes = tuple(_route(keys.name, route) for route in keys.routes)
+    destinations = Counter(route.destination for route in routes)
+    if twice := [destination for destination, times in destinations.items() if times > 1]:
+        raise InvalidRequest(
+            f"network configuration {keys.name}: key 'routes' leads to {twice[0]} twice. "
+            "Leave one of them."
+        )
+    return routes
 
 
 def _route(name: str, keys: RouteKeys) -> WantedRoute:

@@ -209,6 +209,11 @@ def test_whoever_asks_for_versions_is_answered(version: str, answered: str) -> N
     assert parse(of) == Call(verb=Verb.VERSION, version=answered)
 
 
+@pytest.mark.parametrize("document", [b"", b"x", b"[]", b'{"cniVersion": 1}', b"{}"])
+def test_versions_are_told_whatever_the_input(document: bytes) -> None:
+    assert parse(raw(document, "VERSION")) == Call(verb=Verb.VERSION, version=NEWEST)
+
+
 @pytest.mark.parametrize("verb", [verb for verb in Verb if verb is not Verb.VERSION])
 @pytest.mark.parametrize(
     "version",
@@ -322,12 +327,16 @@ WRONG: dict[str, list[Any]] = {
     "mtu": ["1400", 1.5, True, [], 0, -1, 575, 65536, 10**30],
     "ips": [ADDRESS, [5], ["x"], ["10.1.0.999"], [f"{ADDRESS}/33"], [""], [None], ["fd00::1%a"]],
     "mac": [5, [], "zz", "01:00:5e:00:00:01", "00:00:00:00:00:00", "z" * 500_000],
-    "dns": [5, [], {"nameservers": "x"}, {"nameserver": []}, {"search": [5]}, {"domain": []}],
+    "dns": [
+        *(5, [], {"nameservers": "x"}, {"nameserver": []}, {"search": [5]}, {"domain": []}),
+        {"nameservers": ["dns.example.org"]},
+    ],
     "routes": [
         *({}, [5], [{}], [{"dst": "x"}], [{"dst": "10.0.0.1/8"}], [{"dst": 5}]),
         *([{"dst": "10.0.0.0/8", "gw": "fd00::1"}], [{"dst": "10.0.0.0/8", "gw": "x"}]),
         *([{"dst": "fe80::%a/64"}], [{"dst": "fd00::/64", "gw": "fe80::1%a"}]),
         [{"dst": "10.0.0.0/8", "gateway": "10.1.0.1"}],
+        [{"dst": "10.0.0.0/8", "gw": "10.1.0.1"}, {"dst": "10.0.0.0/8"}],
     ],
     "defaultRoute": [1, "yes", []],
     "allow": [5, "ips", [5], ["ip"], ["z" * 500_000]],
