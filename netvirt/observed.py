@@ -43,11 +43,13 @@ class LinkState:
     """An interface in a container's namespace, as the kernel has it.
 
     `addresses` are written with their prefix length; a route is its destination and its gateway,
-    None for one over the interface itself.
+    None for one over the interface itself. `up` means that its other end is up, too; `peer` is the
+    number of that end's link.
     """
 
     mac: str
     mtu_bytes: int
     up: bool
+    peer: int | None
     addresses: frozenset[str]
     routes: frozenset[tuple[str, str | None]]

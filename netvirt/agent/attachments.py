@@ -158,8 +158,13 @@ class Attachments:
         if port is None or port.network != network.id:
             wrong.append(f"its port is not in network {call.network}")
         else:
-            found = container_links.inspect(call.netns, call.interface)
+            try:
+                found = container_links.inspect(call.netns, call.interface)
+            except NotFound as error:
+                raise CniError(Code.UNKNOWN_CONTAINER, str(error)) from error
             wrong += result.differences(call, port, network, found)
+            if found is not None and found.peer != links.index(port.id):
+                wrong.append(f"it is not the other end of {links.link_name(port.id)}")
             wrong += yield from self._check_switch(port)
         if wrong:
             raise VerificationFailed(

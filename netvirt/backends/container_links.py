@@ -14,7 +14,8 @@ from netvirt.backends import namespaces
 from netvirt.observed import LinkState
 from tenancy.errors import BackendUnavailable
 
-_IFF_UP = 1
+# IFF_UP and IFF_LOWER_UP of linux/if.h.
+_UP = 0x1_0001
 _MAIN_TABLE = 254  # RT_TABLE_MAIN of linux/rtnetlink.h
 _FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 # Files of proc_net(5) with the main routing tables, and where a line has the destination and its
@@ -85,7 +86,8 @@ def inspect(netns: str, name: str) -> LinkState | None:
         return LinkState(
             mac=link.get_attr("IFLA_ADDRESS"),
             mtu_bytes=link.get_attr("IFLA_MTU"),
-            up=bool(link["flags"] & _IFF_UP),
+            up=link["flags"] & _UP == _UP,
+            peer=link.get_attr("IFLA_LINK"),
             addresses=frozenset(addresses),
             routes=frozenset(routes),
         )

@@ -122,12 +122,14 @@ def differences(call: Call, port: Port, network: Network, found: LinkState | Non
     index, inside = _told_interface(call, told)
     if inside is None:
         wrong.append(f"prevResult does not list interface {call.interface}")
+    elif inside.sandbox != call.netns:
+        wrong.append(f"prevResult has it in network namespace {inside.sandbox}")
     elif (inside.mac or str(port.mac)).lower() != str(port.mac):
         wrong.append(f"prevResult has MAC address {inside.mac}, and the port {port.mac}")
     if found.mac != str(port.mac):
         wrong.append(f"its MAC address is {found.mac}, not {port.mac}")
     if not found.up:
-        wrong.append("it is down")
+        wrong.append("it is down, or its end on the host")
     if found.mtu_bytes > network.mtu_bytes:
         wrong.append(f"its MTU is {found.mtu_bytes}, and network {network.name} carries less")
     addresses = [

@@ -245,6 +245,7 @@ AS_MADE = LinkState(
     mac=MAC,
     mtu_bytes=1450,
     up=True,
+    peer=2,
     addresses=frozenset({"10.1.0.7/24", "fe80::1/64"}),
     routes=frozenset({("0.0.0.0/0", "10.1.0.1"), ("10.1.0.0/24", None)}),
 )
@@ -300,6 +301,7 @@ LATER_ADDRESS = {"address": "192.0.2.1/32", "interface": 2}
     [
         ({"interfaces": []}, "prevResult does not list interface eth0"),
         ({"interfaces": [{"name": "eth0"}]}, "prevResult does not list interface eth0"),
+        ({"interfaces": [HOST_SIDE, {**INSIDE, "sandbox": "/run/netns/c2"}]}, "/run/netns/c2"),
         ({"interfaces": [HOST_SIDE, {**INSIDE, "mac": "0a:00:00:00:00:01"}]}, "0a:00:00:00:00:01"),
         ({"ips": []}, "10.1.0.7 is not in prevResult"),
         ({"ips": [OTHER_ADDRESS, *told()["ips"]]}, "10.1.0.8"),
