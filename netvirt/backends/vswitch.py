@@ -213,12 +213,13 @@ class VSwitch:
         if not self._begin():
             return False
         bridge = self._find_bridge(self.bridge)
-        for port in bridge.ports if bridge else []:
-            if port.name == name:
-                bridge.delvalue("ports", port)
-                if confirmed:
-                    self._ask_to_apply()
-                self._changes += 1
+        # Not by looking through them all: of many that are removed at once, each would.
+        port = self._idl.tables["Port"].rows.get(self._port_names.get(name))
+        if bridge is not None and port is not None and name in self.interfaces():
+            bridge.delvalue("ports", port)
+            if confirmed:
+                self._ask_to_apply()
+            self._changes += 1
         return self._end()
 
     @property
@@ -320,6 +321,7 @@ class VSwitch:
         self._records: dict[UUID, Interface] = {}
         self._members: dict[UUID, list[Any]] = {}
         self._names: dict[str, UUID] = {}
+        self._port_names: dict[str, UUID] = {}
         self._interfaces = None
 
     def _note(self, table: str, id_: UUID) -> None:
@@ -329,6 +331,8 @@ class VSwitch:
         row = self._idl.tables[table].rows.get(id_)
         if table == "Interface" and row is not None:
             self._names[row.name] = id_
+        if table == "Port" and row is not None:
+            self._port_names[row.name] = id_
 
     def _top(self) -> Any:
         return next(iter(self._idl.tables["Open_vSwitch"].rows.values()), None)
