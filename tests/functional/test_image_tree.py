@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ from lab.lab import Lab
 from lab.waiting import until
 from tests import chart
 from tests.functional.chart_files import command, environment, image_tree, node_files, script
+from tests.functional.runtimes import conflist, images
+from tests.functional.runtimes.cluster import fetch
+from tests.functional.runtimes.containerd import Containerd
 from tests.functional.tenants import Container, Fabric
 
 pytestmark = [pytest.mark.functional, pytest.mark.timeout(600)]
@@ -524,7 +528,7 @@ def keep_cni(
 def test_a_node_is_given_its_conflist_when_it_can_serve(h1: Host, fabric: Fabric) -> None:
     """Not before the network is there, nor before the agent; and it keeps it afterwards."""
     values = chart.merged(VALUES, {"tenant": {"name": "dawn"}})
-    conflist = h1.path("/etc/cni/net.d/10-virtkit.conflist")
+    file = h1.path("/etc/cni/net.d/10-virtkit.conflist")
     program = h1.path("/opt/cni/bin/virtkit")
     assert h1.stop("agent")
 
@@ -537,25 +541,54 @@ def test_a_node_is_given_its_conflist_when_it_can_serve(h1: Host, fabric: Fabric
         until(program.exists, what="no program is installed", timeout_s=20)
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(3)
-        assert not conflist.exists()
+        assert not file.exists()
 
         h1.start("agent")
-        until(conflist.exists, what="no conflist is written", timeout_s=20)
+        until(file.exists, what="no conflist is written", timeout_s=20)
 
         # Somebody takes it away.
-        written = conflist.read_bytes()
-        conflist.unlink()
-        until(conflist.exists, what="the conflist is not put back", timeout_s=30)
-        assert conflist.read_bytes() == written
-    assert conflist.exists()
+        written = file.read_bytes()
+        file.unlink()
+        until(file.exists, what="the conflist is not put back", timeout_s=30)
+        assert file.read_bytes() == written
+    assert file.exists()
     assert json.loads(written)["plugins"][0]["tenant"] == "dawn"
 
     program.unlink()
     with keep_cni(h1, values, remove=True):
         until(program.exists, what="no program is installed", timeout_s=20)
-    assert not conflist.exists()
+    assert not file.exists()
     assert not program.exists()
     fabric.remove_tenant("dawn")
+
+
+def test_pods_of_a_real_runtime_use_what_the_chart_put_on_their_nodes(
+    lab: Lab, fabric: Fabric, tmp_path: Path
+) -> None:
+    """Network by the Job, files by the `cni` container; on h1 switch and agent by the chart too."""
+    archive = images.write_archive(tmp_path / "images.tar")
+    pods = []
+    for host in lab.hosts:
+        conflist.install_reference_plugins(host)
+        node_files(VALUES, host.path("/"), wait_for_agent=True)
+        runtime = Containerd.install(host, archive)
+        pods.append((runtime, runtime.run_pod(f"on-{host.name}")))
+    try:
+        (_, a), (_, b) = pods
+        network = fabric("nvctl network get pods -t default")
+        for pod, other in ((a, b), (b, a)):
+            assert ip_address(pod.ip) in ip_network(network["cidr"][0])
+            assert pod.answers_first_ping_to(other.ip)
+        # As kubelet probes it, and the plugin that the conflist chains.
+        plugins = json.loads(lab.host("h1").path("/etc/cni/net.d/10-virtkit.conflist").read_text())[
+            "plugins"
+        ]
+        assert [plugin["type"] for plugin in plugins] == ["virtkit", "portmap"]
+        a.serve(8080, "a pod")
+        assert fetch(lab.host("h1"), f"http://{a.ip}:8080/") == "a pod"
+    finally:
+        for runtime, _ in pods:
+            runtime.remove_all()
 
 
 # Guarding the database
