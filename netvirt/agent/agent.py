@@ -260,9 +260,11 @@ class Agent:
 
     def _ask_for_rows(self) -> None:
         self._networks_asked = self._knowledge.held_networks() | self._networks_attaching
+        # A port that is known comes with its network. To ask for it by itself as well would have
+        # every new one change what is asked for, and flows wait until that is answered.
         wanted = interest.clauses(
             self._config.host_name,
-            self._knowledge.interfaces.keys(),
+            self._knowledge.interfaces.keys() - self._knowledge.ports.keys(),
             self._networks_asked,
             self._knowledge.remote_hosts(),
         )
