@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import ip_address, ip_interface, ip_network
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
@@ -58,16 +58,22 @@ _KNOWN_ARGS = ("IP", "MAC", "TENANT", "NETWORK", "IgnoreUnknown", *_KUBERNETES_A
 _VALID_ATTACHMENTS = ("cni.dev/valid-attachments", "cni.dev/attachments")
 
 
+# What is more than this is a mistake, and keeps the agent from its other work.
+MOST_ROUTES = 1000
+_Text = Annotated[str, msgspec.Meta(max_length=255)]
+_Texts = Annotated[list[_Text], msgspec.Meta(max_length=100)]
+
+
 class RouteKeys(msgspec.Struct, forbid_unknown_fields=True):
     dst: str
     gw: str | None = None
 
 
 class DnsKeys(msgspec.Struct, forbid_unknown_fields=True):
-    nameservers: list[str] = []
-    domain: str | None = None
-    search: list[str] = []
-    options: list[str] = []
+    nameservers: _Texts = []
+    domain: _Text | None = None
+    search: _Texts = []
+    options: _Texts = []
 
 
 class _Choices(msgspec.Struct):
@@ -94,7 +100,7 @@ class _Configuration(msgspec.Struct, forbid_unknown_fields=True):
     ips: list[str] = []
     mac: str | None = None
     dns: DnsKeys | None = None
-    routes: list[RouteKeys] = []
+    routes: Annotated[list[RouteKeys], msgspec.Meta(max_length=MOST_ROUTES)] = []
     defaultRoute: bool | None = None
     allow: list[str] | None = None
     capabilities: dict[str, bool] = {}
