@@ -155,6 +155,7 @@ class Agent:
                 self._turn()
         finally:
             self._ready_file.unlink(missing_ok=True)
+            self._tasks.close()
             self._server.close()
             self._remover.close()
             self._requests.close()

@@ -29,7 +29,7 @@ from netvirt.cni.errors import CniError, Code
 from netvirt.compile import Local
 from netvirt.model import Network, NetworkId, Port, PortId, PortKind
 from netvirt.service.hosts import ALIVE_S
-from tenancy.errors import BackendUnavailable, NotFound, VerificationFailed
+from tenancy.errors import BackendUnavailable, NotFound, VerificationFailed, VirtkitError
 
 log = structlog.get_logger()
 
@@ -42,6 +42,10 @@ ERROR_GRACE_S = 1.0
 OFPORTS = range(32_768, 65_000)
 # What our links say of who made them.
 MAKER = "cni"
+
+
+class NotUndone(BackendUnavailable):
+    """An attachment could not be made, and what was done could not be taken back."""
 
 
 class Attachments:
@@ -117,8 +121,11 @@ class Attachments:
             raise
         except BaseException:
             log.info("undoing", attachment=call.subject, port=str(port_id))
-            yield from detaching.detach(self._parts, port_id)
-            yield from detaching.forget(self._parts, order.port, call.key)
+            try:
+                yield from detaching.detach(self._parts, port_id)
+                yield from detaching.forget(self._parts, order.port, call.key)
+            except VirtkitError as error:
+                raise NotUndone(str(error)) from error
             raise
         finally:
             self._knowledge.announce(port_id, None)

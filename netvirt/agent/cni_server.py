@@ -10,7 +10,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import msgspec
 import ovs.poller
 import structlog
 
-from netvirt.agent.attachments import Attachments
+from netvirt.agent.attachments import Attachments, NotUndone
 from netvirt.agent.parts import Key, Parts
 from netvirt.agent.sweep import sweep
 from netvirt.agent.tasks import Task, Tasks, Work
@@ -27,7 +27,7 @@ from netvirt.cni import errors
 from netvirt.cni.call import VERSIONS, Call, Verb, answer_version, parse
 from netvirt.cni.errors import CniError, Code
 from netvirt.cni.frames import FrameError, Reply, Request, RequestReader, encode_reply
-from tenancy.errors import BackendUnavailable, VirtkitError
+from tenancy.errors import BackendUnavailable, Conflict, VirtkitError
 
 log = structlog.get_logger()
 
@@ -35,7 +35,8 @@ log = structlog.get_logger()
 CALL_S = 10.0
 # How long a call waits for an agent that has just been started to know what there is.
 READY_S = 8.0
-# How long a DEL waits for a database that is away before it goes on without.
+# How long a DEL waits for a database that is away before it goes on without, and then for the
+# switch.
 DEL_PATIENCE_S = 1.5
 REQUEST_S = 5.0
 # How long a call may take with everything before it that concerns the same interface.
@@ -163,16 +164,18 @@ class CniServer:
             return False
         except OSError as error:
             log.warning("answer not delivered", reason=error.strerror)
-            if connection.made is not None:
-                self._start_delete(connection.made)
             return True
         connection.outgoing = connection.outgoing[sent:]
         return not connection.outgoing
 
     def _close(self, number: int) -> None:
         connection = self._connections.pop(number, None)
-        if connection is not None:
-            connection.socket.close()
+        if connection is None:
+            return
+        connection.socket.close()
+        if connection.made is not None and connection.outgoing:
+            # Whoever asked for it does not know of it.
+            self._start_delete(connection.made)
 
     # Calls
 
@@ -208,6 +211,10 @@ class CniServer:
         """The task of a call, with its answer."""
         try:
             answer = yield from self._perform(call, request)
+        except GeneratorExit:
+            reason = BackendUnavailable(f"{call.subject}: it takes too long. Try again.")
+            self._refuse(connection, call.version, reason)
+            raise
         except VirtkitError as error:
             log.info("refused", verb=str(call.verb), attachment=call.subject, reason=str(error))
             self._refuse(connection, call.version, error)
@@ -229,7 +236,8 @@ class CniServer:
         match call.verb:
             case Verb.ADD:
                 yield from self._until_ready(READY_S)
-                return (yield from self._attachments.add(call))
+                yield from self._make_up_for(call.key)
+                return (yield from self._add(call, request))
             case Verb.CHECK:
                 yield from self._until_ready(READY_S)
                 yield from self._attachments.check(call)
@@ -250,17 +258,30 @@ class CniServer:
                 )
             yield
 
+    def _add(self, call: Call, request: Request) -> Generator[None, None, dict[str, Any]]:
+        """Attach. If that fails and what was done can't be taken back now, the queue has it."""
+        try:
+            return (yield from self._attachments.add(call))
+        except (NotUndone, GeneratorExit):
+            environment = {**request.environment, "CNI_COMMAND": str(Verb.DEL)}
+            try:
+                self._queue.leave(replace(request, environment=environment))
+            except VirtkitError as error:
+                log.error("not undone", attachment=call.subject, reason=str(error))
+            raise
+
     def _delete_or_queue(self, key: Key, request: Request) -> Work:
-        """Detach. If the database is away, take the container off the switch, and note the rest."""
+        """Detach. What can't be done now is noted, and the container taken off the switch if that
+        can be: a runtime that waits for us could not end its container.
+        """
         try:
             yield from self._until_ready(DEL_PATIENCE_S)
+            yield from self._attachments.delete(key)
         except BackendUnavailable as reason:
-            log.warning("detached, and the rest queued", container=key[0], reason=str(reason))
             self._queue.leave(request)
-            if self._parts.vswitch.connected:
-                yield from self._attachments.detach_only(key)
-            return
-        yield from self._attachments.delete(key)
+            log.warning("DEL queued", container=key[0], reason=str(reason))
+            with contextlib.suppress(BackendUnavailable):
+                yield from _for_a_while(self._attachments.detach_only(key), DEL_PATIENCE_S)
 
     def _collect(self, call: Call) -> Work:
         stale = self._attachments.stale(call.conflist, call.valid)
@@ -305,16 +326,39 @@ class CniServer:
         if self._not_ready() is not None:
             return
         try:
-            if not self._queue.has_records():
-                return
-            with self._queue.locked(timeout_s=0):
-                records = list(self._queue.records())
+            for path, request in self._records():
+                if path not in self._queued:
+                    self._start_queued(path, request)
         except VirtkitError as error:
             log.warning("queue of DELs not read", reason=str(error))
-            return
+
+    def _records(self) -> list[tuple[Path, Request]]:
+        """What lies in the queue. Raises `Conflict` while a program writes to it."""
+        if not self._queue.has_records():
+            return []
+        with self._queue.locked(timeout_s=0):
+            return list(self._queue.records())
+
+    def _make_up_for(self, key: Key) -> Work:
+        """Do what the queue asks for of an attachment that is about to be made again.
+
+        What was drained when this call was here already is behind it, and would take the new
+        attachment away.
+        """
+        while True:
+            try:
+                records = self._records()
+            except Conflict:
+                yield
+                continue
+            except BackendUnavailable as error:
+                log.warning("queue of DELs not read", reason=str(error))
+                return
+            break
         for path, request in records:
-            if path not in self._queued:
-                self._start_queued(path, request)
+            if _key_of(request) == key:
+                self._queued.add(path)
+                yield from self._queued_delete(path, key)
 
     def _start_queued(self, path: Path, request: Request) -> None:
         try:
@@ -331,11 +375,29 @@ class CniServer:
 
     def _queued_delete(self, path: Path, key: Key) -> Work:
         try:
+            if not path.exists():
+                return  # An ADD has made up for it.
             yield from self._attachments.delete(key)
             self._queue.remove(path)
             log.info("queued DEL made up for", container=key[0], interface=key[1])
         finally:
             self._queued.discard(path)
+
+
+def _key_of(request: Request) -> Key | None:
+    try:
+        return parse(request).key
+    except VirtkitError:
+        return None
+
+
+def _for_a_while(work: Work, patience_s: float) -> Work:
+    """Work that need not come to its end."""
+    deadline = time.monotonic() + patience_s
+    for _ in work:
+        if time.monotonic() > deadline:
+            return
+        yield
 
 
 def _listen(path: Path) -> socket.socket:

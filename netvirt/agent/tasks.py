@@ -69,6 +69,13 @@ class Tasks:
                 del self._queues[key]
         return ended
 
+    def close(self) -> None:
+        """End all tasks where they are; they can't wait for anything any more."""
+        for queue in self._queues.values():
+            for task in queue:
+                task.work.close()
+        self._queues.clear()
+
     def _resume(self, task: Task) -> bool:
         """Go on with a task as far as it gets; True when it has ended."""
         now = time.monotonic()

@@ -273,3 +273,15 @@ def test_a_task_that_has_ended_can_be_cancelled_in_vain(world: World) -> None:
     world.tasks.step()
 
     assert world.errors == []
+
+
+def test_closing_ends_all_tasks_where_they_are(world: World) -> None:
+    world.start("a", for_ever(world))
+    world.start("a", world.work("never", 1))
+    world.start("b", for_ever(world))
+    world.tasks.step()
+
+    world.tasks.close()
+
+    assert world.noted == ["over", "over"]
+    assert (len(world.tasks), world.errors) == (0, [])
