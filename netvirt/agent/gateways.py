@@ -8,7 +8,7 @@ changed by anybody. Nothing is taken back when the agent ends.
 
 import time
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from ipaddress import ip_interface
 
@@ -22,6 +22,7 @@ from netvirt.backends.gateway_device import GatewayDevice
 from netvirt.backends.nftables import PacketFilter
 from netvirt.backends.vswitch import VSwitch
 from netvirt.model import Network, NetworkId, Port, PortKind, host_port_name
+from netvirt.observed import Interface
 from tenancy.backends.requests import Requests
 from tenancy.errors import AlreadyExists, BackendUnavailable, VirtkitError
 
@@ -32,6 +33,9 @@ LOOK_S = 1.0
 # The pause after a port that could not be made.
 ORDER_PAUSE_S = 5.0
 
+
+# How long the switch may have no device for an interface until it is told to make another.
+LOST_S = 2.0
 
 # What a problem is about: a network, or the host as a whole.
 _HOST = "host"
@@ -96,6 +100,8 @@ class Gateways:
         self._tried: dict[str, _Made] = {}
         self._configured: set[str] = set()
         self._to_check: deque[str] = deque()
+        # Interfaces that the switch has no device for, and since when.
+        self._without_device: dict[str, float] = {}
         # The rules that were set last, and how they were listed then.
         self._rules: tuple[str, str] | None = None
         self._covered: frozenset[str] = frozenset()
@@ -130,7 +136,7 @@ class Gateways:
                 self._order_not_before.pop(network.id, None)
                 gateways.append(self._gateway(network, port))
         self._gateways = {one.network.id: one for one in gateways}
-        self._fit_switch(gateways)
+        self._fit_switch(gateways, now)
         names = frozenset(gateway.name for gateway in gateways)
         if due or names != self._names:
             self._names = names
@@ -187,21 +193,44 @@ class Gateways:
 
     # The device
 
-    def _fit_switch(self, gateways: Iterable[Gateway]) -> None:
+    def _fit_switch(self, gateways: Collection[Gateway], now: float) -> None:
         """Have exactly these devices on the bridge. Others' are known by other names."""
-        wanted = {gateway.name: gateway.port for gateway in gateways}
+        wanted = {gateway.name: gateway for gateway in gateways}
         interfaces = self._vswitch.interfaces()
-        for name, port in wanted.items():
+        for name, gateway in wanted.items():
             found = interfaces.get(name)
-            if found is None or found.type != "internal" or found.iface_id != port.id:
-                ids = {"iface-id": str(port.id), "attached-mac": str(port.mac)}
-                self._vswitch.ensure_port(name, ids, type_="internal")
+            if found is None or found.type != "internal" or found.iface_id != gateway.port.id:
+                # A switch that has not yet let an earlier one go would see no change.
+                if found is not None or self._vswitch.applied:
+                    ids = {"iface-id": str(gateway.port.id), "attached-mac": str(gateway.port.mac)}
+                    self._vswitch.ensure_port(name, ids, type_="internal")
+            elif found.error is not None:
+                self._note(
+                    gateway.network.id,
+                    f"no host access to network {gateway.network.name}: Open vSwitch does not "
+                    f"open {name} ({found.error}). See the log of ovs-vswitchd.",
+                )
+            elif self._is_lost(found, now):
+                log.warning("gateway device was deleted; it is made anew", link=name)
+                self._vswitch.remove_port(name)
         for interface in interfaces.values():
             if interface.type != "internal" or interface.iface_id is None:
                 continue
             its_name = gateway_device.name(interface.iface_id)
             if interface.name == its_name and its_name not in wanted:
                 self._vswitch.remove_port(its_name)
+
+    def _is_lost(self, interface: Interface, now: float) -> bool:
+        """Whether the switch has an interface whose device somebody has deleted.
+
+        It does not make another by itself. One that starts has none for a moment, either.
+        """
+        name = interface.name
+        has_none = interface.ofport is not None and interface.ifindex is None
+        is_lost = has_none and now - self._without_device.setdefault(name, now) > LOST_S
+        if is_lost or not has_none:
+            self._without_device.pop(name, None)
+        return is_lost
 
     def _fit_devices(self, gateways: Collection[Gateway], due: bool) -> None:
         """Give devices their addresses and settings; look at one of them again if it is due.

@@ -1,5 +1,6 @@
 """Hosts in tenants' networks: who reaches whom, by which address, and what Services need."""
 
+import json
 import os
 import subprocess
 import sys
@@ -387,16 +388,44 @@ def test_nobody_notices_that_the_agent_is_killed(
     assert nft(h1) == rules
 
 
+@pytest.mark.parametrize("how", ["crash", "stop", "clean up"])
 def test_the_device_comes_back_with_the_switch(
-    fabric: Fabric, a: Container, h1: Host, ctl: Host
+    fabric: Fabric, a: Container, h1: Host, ctl: Host, how: str
 ) -> None:
-    h1.kill("ovs-vswitchd")
+    name = device(fabric, h1)
+    before = index_of(h1, name)
+    if how == "crash":
+        h1.kill("ovs-vswitchd")
+    elif how == "stop":
+        h1.stop("ovs-vswitchd")
+    else:
+        h1.run(["ovs-appctl", "exit", "--cleanup"])
+        until(lambda: not h1.is_running("ovs-vswitchd"), what="it runs", timeout_s=10)
+        assert index_of(h1, name) is None
     h1.start("ovs-vswitchd")
 
     until(lambda: is_in(fabric, h1, "red"), what="the device is not fitted", timeout_s=10)
     until(lambda: a.ping(str(ctl.address), count=1) == 1, what="nothing passes", timeout_s=10)
     assert Place(h1).ping(a.ip) == 3
-    assert own_port(fabric, h1)["mac"] in h1.run(["ip", "link", "show", device(fabric, h1)]).stdout
+    assert own_port(fabric, h1)["mac"] in h1.run(["ip", "link", "show", name]).stdout
+    assert how != "clean up" or index_of(h1, name) != before
+
+
+def test_a_device_that_somebody_deletes_is_made_anew(
+    fabric: Fabric, a: Container, h1: Host
+) -> None:
+    """The switch by itself goes on with what is not there."""
+    h1.run(["ip", "link", "delete", device(fabric, h1)])
+
+    until(lambda: is_in(fabric, h1, "red"), what="the device stays away", timeout_s=15)
+    until(lambda: a.ping(GATEWAY, count=1) == 1, what="nothing passes", timeout_s=10)
+    assert Place(h1).ping(a.ip) == 3
+
+
+def index_of(host: Host, name: str) -> int | None:
+    """The kernel's number of a link, if there is such a one."""
+    links = json.loads(host.run(["ip", "-j", "link"]).stdout)
+    return next((link["ifindex"] for link in links if link["ifname"] == name), None)
 
 
 def test_what_somebody_changes_is_put_back(
