@@ -329,6 +329,8 @@ class CniServer:
             for path, request in self._records():
                 if path not in self._queued:
                     self._start_queued(path, request)
+        except Conflict:
+            return  # A program is writing to it. There is another look.
         except VirtkitError as error:
             log.warning("queue of DELs not read", reason=str(error))
 

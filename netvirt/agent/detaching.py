@@ -62,7 +62,8 @@ def forget(parts: Parts, port: Port, key: Key) -> Work:
         changes.conclude(pending.results())
     except GuardFailed:
         return  # Somebody else has deleted it.
-    while key in parts.knowledge.attachments:
+    # There may be another by then, of a container that has come back under its name.
+    while (found := parts.knowledge.attachments.get(key)) is not None and found.port == port.id:
         yield
 
 

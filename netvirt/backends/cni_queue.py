@@ -15,7 +15,7 @@ import re
 import stat
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import structlog
@@ -81,9 +81,12 @@ class DelQueue:
     def records(self) -> Iterator[tuple[Path, Request]]:
         """Each record and where it lies, oldest first. Hold the lock until the last is taken.
 
-        What is no record is renamed to `.bad`; what cannot be read stays; either is logged. Raises
-        `BackendUnavailable` if the directory cannot be read.
+        What is no record is renamed to `.bad`; what cannot be read stays; either is logged. What
+        a writer has left unfinished goes. Raises `BackendUnavailable` if the directory cannot be
+        read.
         """
+        with suppress(OSError):
+            (self._directory / _UNFINISHED).unlink()
         try:
             found = [path for path in self._directory.iterdir() if _RECORD.fullmatch(path.name)]
         except FileNotFoundError:
@@ -108,7 +111,10 @@ class DelQueue:
     def has_records(self) -> bool:
         """Whether it is worth taking the lock. Raises `BackendUnavailable`."""
         try:
-            return any(_RECORD.fullmatch(path.name) for path in self._directory.iterdir())
+            return any(
+                path.name == _UNFINISHED or _RECORD.fullmatch(path.name)
+                for path in self._directory.iterdir()
+            )
         except FileNotFoundError:
             return False
         except OSError as error:

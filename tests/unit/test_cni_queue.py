@@ -150,11 +150,27 @@ def test_a_bad_record_that_cannot_be_renamed_stays_and_holds_nobody_up(
 
 
 def test_other_names_are_none_of_its_business(directory: Path, queue: DelQueue) -> None:
-    others = ["README", ".new", f"{1:020}-7.bad", f"{1:019}-7.del", f"{1:020}-x.del", "x.del"]
+    others = ["README", ".old", f"{1:020}-7.bad", f"{1:019}-7.del", f"{1:020}-x.del", "x.del"]
     for name in others:
         (directory / name).write_bytes(encode_request(delete("a")))
     assert queue.drain(lambda _: True) == 0
     assert names(directory) == sorted(others)
+
+
+def test_what_a_killed_writer_left_unfinished_goes(directory: Path, queue: DelQueue) -> None:
+    (directory / ".new").write_bytes(encode_request(delete("a"))[:20])
+    assert queue.has_records()
+    assert queue.drain(lambda _: True) == 0
+    assert names(directory) == []
+    assert not queue.has_records()
+
+
+def test_a_place_for_unfinished_records_that_is_none_holds_nobody_up(
+    directory: Path, queue: DelQueue
+) -> None:
+    (directory / ".new").mkdir()
+    put(directory, 1, delete("a"))
+    assert queue.drain(lambda _: True) == 1
 
 
 def test_one_at_a_time_holds_the_lock(queue: DelQueue, directory: Path) -> None:
