@@ -24,7 +24,7 @@ class Storm:
 
     def __init__(self, orders: dict[str, Any]) -> None:
         self._program: str = orders["program"]
-        self._configuration = json.dumps(orders["configuration"]).encode()
+        self._configurations: list[dict[str, Any]] = orders["configurations"]
         self._host: str = orders["host"]
         self._far: int = orders["far"]
         self._seed: int = orders["seed"]
@@ -80,7 +80,7 @@ class Storm:
         begun = time.monotonic()
         added = self._call("ADD", name, kill=chance.random() < 0.05, chance=chance)
         if added["status"] == 0 and chance.random() < 0.25:
-            self._ping(name, added["output"], begun)
+            self._ping(name, added["output"], begun, chance)
         if chance.random() < 0.05:
             self._call("ADD", name, again=True)
 
@@ -115,12 +115,12 @@ class Storm:
             "CNI_NETNS": f"/run/netns/{name}" if netns is None else netns,
             "CNI_PATH": "/opt/cni/bin",
         }
-        document = self._configuration
+        # A container's own for as long as it lives.
+        document = self._configurations[sum(name.encode()) % len(self._configurations)]
         if result is not None:
-            keys = {**json.loads(document), "prevResult": json.loads(result)}
-            document = json.dumps(keys).encode()
+            document = {**document, "prevResult": json.loads(result)}
         read, write = os.pipe()
-        os.write(write, document)
+        os.write(write, json.dumps(document).encode())
         os.close(write)
         output = os.memfd_create(name)
         actions = [(os.POSIX_SPAWN_DUP2, read, 0), (os.POSIX_SPAWN_DUP2, output, 1)]
@@ -144,9 +144,9 @@ class Storm:
         tell(told)
         return told
 
-    def _ping(self, name: str, result: str, begun: float) -> None:
+    def _ping(self, name: str, result: str, begun: float, chance: random.Random) -> None:
         """One ping from a container on the other host, and more if it is not answered."""
-        address = json.loads(result)["ips"][0]["address"].partition("/")[0]
+        address = chance.choice(json.loads(result)["ips"])["address"].partition("/")[0]
         inside = f"--net=/proc/self/fd/{self._far}"
         argv = ["nsenter", inside, "ping", "-c1", "-W1", "-q", address]
         first = spawn(argv) == 0
