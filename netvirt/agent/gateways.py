@@ -1,5 +1,4 @@
-"""This host's own ports in networks with host access: their rows, their devices, and the rules
-of the host's packet filter.
+"""This host's own ports in networks with host access: their rows and their devices.
 
 Level-triggered: what is wanted follows from what the agent knows; what is found is compared with
 it whenever something has changed, and every second, because devices, sysctls and rules can be
@@ -14,12 +13,11 @@ from ipaddress import ip_interface
 
 import structlog
 
-from netvirt import masquerade
 from netvirt.agent.allocation import Allocator, PortOrder, PortPlan
+from netvirt.agent.forwarding import Forwarding
 from netvirt.agent.knowledge import Knowledge
 from netvirt.backends import gateway_device
 from netvirt.backends.gateway_device import GatewayDevice
-from netvirt.backends.nftables import PacketFilter
 from netvirt.backends.vswitch import VSwitch
 from netvirt.model import Network, NetworkId, Port, PortKind, host_port_name
 from netvirt.observed import Interface
@@ -32,8 +30,6 @@ log = structlog.get_logger()
 LOOK_S = 1.0
 # The pause after a port that could not be made.
 ORDER_PAUSE_S = 5.0
-
-
 # How long the switch may have no device for an interface until it is told to make another.
 LOST_S = 2.0
 
@@ -91,7 +87,7 @@ class Gateways:
         self._vswitch = vswitch
         self._requests = requests
         self._allocator = Allocator(knowledge)
-        self._filter = PacketFilter()
+        self._forwarding = Forwarding()
         self._gateways: dict[NetworkId, Gateway] = {}
         self._orders: dict[NetworkId, PortOrder] = {}
         self._order_not_before: dict[NetworkId, float] = {}
@@ -102,9 +98,6 @@ class Gateways:
         self._to_check: deque[str] = deque()
         # Interfaces that the switch has no device for, and since when.
         self._without_device: dict[str, float] = {}
-        # The rules that were set last, and how they were listed then.
-        self._rules: tuple[str, str] | None = None
-        self._covered: frozenset[str] = frozenset()
         self._names: frozenset[str] = frozenset()
         self._forwards = False
         self._look_at = 0.0
@@ -140,7 +133,9 @@ class Gateways:
         names = frozenset(gateway.name for gateway in gateways)
         if due or names != self._names:
             self._names = names
-            self._forwards = self._let_through(gateways)
+            ipv6 = any(address.version == 6 for one in gateways for address in one.device.gateways)
+            self._forwards = self._forwarding.allow(names, ipv6=ipv6)
+            self._note(_HOST, self._forwarding.problem)
         self._fit_devices(gateways, due)
         ids = {network.id for network in networks}
         for subject in self._problems.keys() - ids - {_HOST}:
@@ -283,39 +278,6 @@ class Gateways:
         if not self._to_check:
             self._to_check.extend(self._names)
         return self._to_check.popleft() if self._to_check else None
-
-    # The host
-
-    def _let_through(self, gateways: Collection[Gateway]) -> bool:
-        """Have the host forward what comes from these gateways, under our rules; never without."""
-        try:
-            self._ensure_rules(self._names)
-            if gateways:
-                ipv6 = any(address.version == 6 for g in gateways for address in g.device.gateways)
-                gateway_device.allow_forwarding(ipv6=ipv6)
-        except BackendUnavailable as error:
-            if gateways:
-                self._note(_HOST, f"containers do not get out by this host: {error}")
-                # Rules that are there go on to be good, whatever keeps them from being looked at.
-                return self._names <= self._covered
-        self._note(_HOST, None)
-        return True
-
-    def _ensure_rules(self, names: Collection[str]) -> None:
-        rules = masquerade.rules(names)
-        is_known = self._rules is not None and self._rules[0] == rules
-        if is_known and not names:
-            return
-        listing = self._filter.listing(masquerade.TABLE)
-        if self._rules == (rules, listing):
-            return
-        if is_known:
-            log.warning("rules for host access had been changed; they are put back")
-        if names or listing:
-            self._filter.apply(rules)
-            log.info("rules for host access set", gateways=len(names))
-        self._rules = (rules, self._filter.listing(masquerade.TABLE))
-        self._covered = frozenset(names)
 
     def _note(self, subject: _Subject, problem: str | None) -> None:
         if problem is None:
