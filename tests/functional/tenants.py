@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lab.host import Host
@@ -145,13 +146,14 @@ def pinging_from(host: Host, ip: str, *, netns: str | None = None) -> Iterator[l
     """The same from a host itself, or from a namespace on it."""
     lost: list[int] = []
     argv = ["ping", "-i", "0.01", ip]
-    # A file, since a full pipe would make ping wait and lose what it is sent meanwhile.
-    with tempfile.TemporaryFile("w+") as output:
+    # A file, since a full pipe would make ping wait and lose what it is sent meanwhile. It is read
+    # by another descriptor: one that is shared has one place, and ping would write where we read.
+    with tempfile.NamedTemporaryFile("w") as output:
         process = host.popen(argv, netns=netns, stdout=output)
 
         def answered() -> set[int]:
-            output.seek(0)
-            return {int(number) for number in re.findall(r"icmp_seq=(\d+) ttl", output.read())}
+            text = Path(output.name).read_text()
+            return {int(number) for number in re.findall(r"icmp_seq=(\d+) ttl", text)}
 
         def is_answered_after(number: int) -> bool:
             return max(answered(), default=0) > number
