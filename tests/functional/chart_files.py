@@ -54,6 +54,62 @@ def command(container: chart.Manifest) -> list[str]:
     return [str(image_tree() / place), *words]
 
 
+def confined(container: chart.Manifest) -> list[str]:
+    """The same with the rights that the container has: what it may write, capabilities, user.
+
+    Everything else about a container is left out. To be run as root, in namespaces of a lab.
+    """
+    rights = container["securityContext"]
+    writable = [
+        mount["mountPath"]
+        for mount in container.get("volumeMounts", ())
+        if not mount.get("readOnly")
+    ]
+    capabilities = ",".join(
+        ["-all", *(f"+{name.lower()}" for name in rights.get("capabilities", {}).get("add", ()))]
+    )
+    drop = []
+    if not rights.get("privileged"):
+        assert rights["capabilities"]["drop"] == ["ALL"]
+        assert rights["allowPrivilegeEscalation"] is False
+        drop = [f"--bounding-set={capabilities}", f"--inh-caps={capabilities}", "--no-new-privs"]
+    if "runAsUser" in rights:
+        drop += [
+            f"--reuid={rights['runAsUser']}",
+            f"--regid={rights['runAsGroup']}",
+            "--clear-groups",
+        ]
+    argv = ["setpriv", *drop, *command(container)] if drop else command(container)
+    if not rights.get("readOnlyRootFilesystem"):
+        return argv
+    # What is mounted on the node later is seen in a container only where it says so.
+    sees_later = {mount.get("mountPropagation") for mount in container.get("volumeMounts", ())}
+    propagation = "slave" if "HostToContainer" in sees_later else "private"
+    enter = ["unshare", "--mount", f"--propagation={propagation}"]
+    return [*enter, "sh", "-euc", _READ_ONLY, "sh", " ".join(writable), *argv]
+
+
+# All that is mounted becomes read-only, but for the paths in $1 and what is the kernel's.
+_READ_ONLY = """
+for path in $1; do
+    mkdir -p "$path"
+    mount --bind "$path" "$path"
+done
+while read -r _ at _; do
+    case " $1 " in *" $at "*) continue ;; esac
+    case $at in /proc* | /sys* | /dev*) continue ;; esac
+    # Some are covered by others, and cannot be named.
+    mount -o remount,bind,ro "$at" 2>/dev/null || continue
+done </proc/self/mounts
+for path in / /etc /opt /var /run; do
+    case " $1 " in *" $path "*) continue ;; esac
+    if touch "$path/.writable" 2>/dev/null; then echo "$path is writable" >&2; exit 1; fi
+done
+shift
+exec "$@"
+"""
+
+
 def node_files(
     values: Mapping[str, Any], root: Path, *, wait_for_agent: bool = False
 ) -> dict[str, str]:
