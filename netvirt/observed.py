@@ -42,9 +42,9 @@ class Interface:
 class LinkState:
     """An interface in a container's namespace, as the kernel has it.
 
-    `addresses` are written with their prefix length; a route is its destination and its gateway,
-    None for one over the interface itself. `up` means that its other end is up, too; `peer` is the
-    number of that end's link.
+    `addresses` are written with their prefix length. `routes` are all of the namespace's, since
+    other plugins add some over other interfaces: destination, and gateway or None. `up` means that
+    its other end is up, too; `peer` is the number of that end's link.
     """
 
     mac: str

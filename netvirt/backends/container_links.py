@@ -81,7 +81,6 @@ def inspect(netns: str, name: str) -> LinkState | None:
             _route(version, found)
             for version, family in _FAMILIES.items()
             for found in inside.get_routes(family=family, table=_MAIN_TABLE)
-            if found.get_attr("RTA_OIF") == index
         }
         return LinkState(
             mac=link.get_attr("IFLA_ADDRESS"),

@@ -23,7 +23,11 @@ class Plan:
 
 
 def plan(call: Call, network: Network, port: Port, *, has_default_route: bool) -> Plan:
-    """The interface that follows from the port, its network and what the call asks for."""
+    """The interface that follows from the port, its network and what the call asks for.
+
+    Raises `InvalidRequest` for what cannot be, and for a result of earlier plugins that is none.
+    """
+    _told(call)
     if call.mtu_bytes is not None and call.mtu_bytes > network.mtu_bytes:
         raise InvalidRequest(
             f"network configuration {call.conflist}: mtu {call.mtu_bytes} is more than network "
@@ -58,9 +62,11 @@ def plan(call: Call, network: Network, port: Port, *, has_default_route: bool) -
 def render(
     call: Call, network: Network, port: Port, wanted: Plan, link: str, link_mac: str
 ) -> dict[str, Any]:
-    """The result of ADD in the version asked for. The container's interface is number 1, its link
-    on the host number 0.
+    """The result of ADD in the version asked for: what earlier plugins of the chain answered, then
+    the link on the host, then the container's interface.
     """
+    earlier = {key: value for key, value in (call.previous or {}).items() if value}
+    number = len(earlier.get("interfaces", ())) + 1
     level = VERSIONS.index(call.version)
     inside: dict[str, Any] = {"name": call.interface, "mac": str(port.mac), "sandbox": call.netns}
     if level >= VERSIONS.index("1.1.0"):
@@ -68,7 +74,7 @@ def render(
     gateways = _gateways(network, wanted)
     ips = []
     for address in wanted.addresses:
-        entry: dict[str, Any] = {"address": str(address), "interface": 1}
+        entry: dict[str, Any] = {"address": str(address), "interface": number}
         if level < VERSIONS.index("1.0.0"):
             entry["version"] = str(address.version)
         if (gateway := gateways.get(address.version)) is not None:
@@ -76,13 +82,16 @@ def render(
         ips.append(entry)
     return {
         "cniVersion": call.version,
-        "interfaces": [{"name": link, "mac": link_mac}, inside],
-        "ips": ips,
+        "interfaces": [*earlier.get("interfaces", ()), {"name": link, "mac": link_mac}, inside],
+        "ips": [*earlier.get("ips", ()), *ips],
         "routes": [
-            {"dst": str(route.destination), **({"gw": str(route.via)} if route.via else {})}
-            for route in wanted.routes
+            *earlier.get("routes", ()),
+            *(
+                {"dst": str(route.destination), **({"gw": str(route.via)} if route.via else {})}
+                for route in wanted.routes
+            ),
         ],
-        "dns": _dns(call, network),
+        "dns": _dns(call, network) or earlier.get("dns", {}),
     }
 
 
@@ -103,11 +112,12 @@ class _ToldRoute(msgspec.Struct):
 
 
 class _Told(msgspec.Struct):
-    """Of a result, what is compared; other plugins of the chain may have added to it."""
+    """Of a result, what is looked at; other plugins of the chain may have added to it."""
 
     interfaces: list[_ToldInterface] | None = None
     ips: list[_ToldAddress] | None = None
     routes: list[_ToldRoute] | None = None
+    dns: dict[str, Any] | None = None
 
 
 def differences(call: Call, port: Port, network: Network, found: LinkState | None) -> list[str]:
@@ -157,7 +167,7 @@ def differences(call: Call, port: Port, network: Network, found: LinkState | Non
 
 def _told(call: Call) -> _Told:
     try:
-        return msgspec.convert(call.previous, _Told)
+        return msgspec.convert(call.previous or {}, _Told)
     except msgspec.ValidationError as error:
         raise InvalidRequest(
             f"network configuration {call.conflist}: prevResult is none ({plain(str(error))}). The "

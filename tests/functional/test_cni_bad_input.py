@@ -397,6 +397,7 @@ WRONG: dict[str, list[Any]] = {
     "capabilities": [5, [], "ips", {"ips": "yes"}, {"ips": 1}],
     "runtimeConfig": [5, [], "x", {"ips": 5}, {"ips": [5]}, {"mac": 5}, {"ips": ["x"]}],
     "args": [5, [], "x", {"cni": 5}, {"cni": {"ips": 5}}, {"cni": {"mac": []}}],
+    "prevResult": [5, "x", [], {"interfaces": 5}, {"ips": [5]}, {"routes": {}}, {"dns": "x"}],
     "ipam": [{"type": "host-local"}, {"type": "host-local", "subnet": "10.1.0.0/24"}, 5, "dhcp"],
     "netwrok": ["plain", None, 5],
     "bridge": ["br0"],

@@ -230,10 +230,12 @@ def test_check_lets_later_plugins_add_to_it(n: Node, version: str) -> None:
         ip = {"address": "192.0.2.1/32", "interface": 2}
         later = {
             **result,
+            "routes": [*result["routes"], {"dst": "198.51.100.0/24"}],
             "interfaces": [*result["interfaces"], {"name": "lo", "sandbox": c.netns}],
             "ips": [*result["ips"], {**ip, "version": "4"} if version < "1" else ip],
         }
         n.inside(c, "ip", "addr", "add", "192.0.2.1/32", "dev", "lo")
+        n.inside(c, "ip", "route", "add", "198.51.100.0/24", "dev", "lo")
         n.inside(c, "ip", "route", "add", "192.0.2.128/25", "dev", c.interface)
         n.inside(c, "ip", "link", "set", c.interface, "mtu", "1200")
         assert n.plugin.check(config(version), c, later).succeeded()

@@ -256,6 +256,30 @@ def test_name_servers_are_the_networks_unless_the_configuration_has_its_own(
 
 
 @pytest.mark.parametrize("version", VERSIONS)
+def test_a_result_goes_on_with_that_of_the_plugin_before(n: Node, version: str) -> None:
+    """In a chain, virtkit need not be the first."""
+    in_04x = {"version": "4"} if version < "1" else {}
+    earlier = {
+        "cniVersion": version,
+        "interfaces": [{"name": "before0"}],
+        "ips": [{"address": "192.0.2.1/32", "interface": 0, **in_04x}],
+        "routes": [{"dst": "198.51.100.0/24"}],
+        "dns": {"domain": "example.org"},
+    }
+    with n.container() as c:
+        keys = config(version, network="pods", prevResult=earlier)
+        document = n.plugin.add(keys, c).result()
+
+        before, _, inside = document["interfaces"]
+        assert (before, inside["name"]) == ({"name": "before0"}, c.interface)
+        assert document["ips"][0] == earlier["ips"][0]
+        assert document["ips"][1]["interface"] == 2
+        assert document["routes"][0] == {"dst": "198.51.100.0/24"}
+        assert document["dns"] == {"domain": "example.org"}
+        assert n.plugin.delete(config(version), c, previous=document).succeeded()
+
+
+@pytest.mark.parametrize("version", VERSIONS)
 def test_a_container_has_as_many_interfaces_as_it_is_given(n: Node, version: str) -> None:
     before = n.state()
     with n.container() as c:

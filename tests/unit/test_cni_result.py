@@ -224,6 +224,39 @@ def test_a_route_over_the_interface_itself_has_no_gateway(version: str) -> None:
     assert shown["routes"] == [{"dst": "10.8.0.0/16"}]
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_result_goes_on_with_that_of_earlier_plugins(version: str) -> None:
+    lo = {"name": "lo", "sandbox": "/run/netns/c1"}
+    earlier = {
+        "cniVersion": version,
+        "interfaces": [lo],
+        "ips": [{"address": "127.0.0.1/8", "interface": 0}],
+        "routes": [{"dst": "192.0.2.0/24"}],
+        "dns": {"domain": "shop"},
+    }
+
+    shown = rendered(call(version, previous=earlier), network(V4, host_access=True), "10.1.0.7")
+
+    assert [one["name"] for one in shown["interfaces"]] == ["lo", HOST_SIDE["name"], "eth0"]
+    assert [(one["address"], one["interface"]) for one in shown["ips"]] == [
+        ("127.0.0.1/8", 0),
+        ("10.1.0.7/24", 2),
+    ]
+    assert [one["dst"] for one in shown["routes"]] == ["192.0.2.0/24", "0.0.0.0/0"]
+    assert shown["dns"] == {"domain": "shop"}
+
+
+@pytest.mark.parametrize("earlier", [{}, {"interfaces": None, "ips": [], "dns": None}])
+def test_a_result_of_nothing_adds_nothing(earlier: Any) -> None:
+    on = network(V4)
+    assert rendered(call(previous=earlier), on, "10.1.0.7") == rendered(call(), on, "10.1.0.7")
+
+
+def test_an_earlier_result_that_is_none_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="prevResult"):
+        plan(call(previous={"interfaces": [5]}), network(V4), "10.1.0.7")
+
+
 def test_name_servers_are_the_configurations_if_it_has_any() -> None:
     on = network(subnet("10.1.0.0/24", dns=("10.1.0.53",)))
     own = DnsKeys(nameservers=["10.1.0.9"], domain="shop", search=["a", "b"], options=["ndots:2"])
