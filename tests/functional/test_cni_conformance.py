@@ -9,6 +9,7 @@ tests/functional/test_cni_check.py.
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
 import msgspec
@@ -31,6 +32,8 @@ pytestmark = pytest.mark.functional
 NETWORKS = {
     "plain": "--cidr 10.1.0.0/24 --dns 10.1.0.53",
     "pods": "--cidr 10.244.0.0/24 --host-access",
+    "six": "--cidr fd00:244::/64 --host-access",
+    "both": "--cidr 10.245.0.0/24 --cidr fd00:245::/64 --host-access",
 }
 SINCE_040 = VERSIONS[1:]
 
@@ -53,10 +56,11 @@ def config(version: str = "1.1.0", **keys: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def n() -> Iterator[Node]:
-    """The node. A container stays on either network, so that what they share stays too."""
-    with node("conformance", NETWORKS) as n, n.container("plain") as a, n.container("pods") as b:
-        n.plugin.add(config(name="stays"), a).result()
-        n.plugin.add(config(name="stays", network="pods"), b).result()
+    """The node. A container stays on each network, so that what they share stays too."""
+    with node("conformance", NETWORKS) as n, ExitStack() as stack:
+        for network in NETWORKS:
+            stays = stack.enter_context(n.container(network))
+            n.plugin.add(config(name="stays", network=network), stays).result()
         yield n
 
 
@@ -239,6 +243,34 @@ def test_a_result_has_what_its_version_has_and_what_the_network_says(n: Node, ve
         assert (ip["gateway"], ip["interface"]) == ("10.244.0.1", 1)
         assert document["routes"] == [{"dst": "0.0.0.0/0", "gw": "10.244.0.1"}]
         assert n.routes(c) == {("0.0.0.0/0", "10.244.0.1")}
+        assert n.plugin.delete(config(version), c).succeeded()
+    settles_as(n, before)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(
+    ("network", "gateways"),
+    [("six", {"6": "fd00:244::1"}), ("both", {"4": "10.245.0.1", "6": "fd00:245::1"})],
+)
+def test_a_result_of_ipv6_is_as_one_of_ipv4(
+    n: Node, version: str, network: str, gateways: dict[str, str]
+) -> None:
+    everywhere = {"4": "0.0.0.0/0", "6": "::/0"}
+    before = n.state()
+    with n.container() as c:
+        answer = n.plugin.add(config(version, network=network), c)
+        result = read_result(answer, version, c)
+        document = answer.document()
+
+        assert {ip.address for ip in result.ips} == n.addresses(c)
+        assert [ip["gateway"] for ip in document["ips"]] == list(gateways.values())
+        if version < "1":
+            assert [ip["version"] for ip in document["ips"]] == list(gateways)
+        routes = [(everywhere[family], gateway) for family, gateway in gateways.items()]
+        assert [(route["dst"], route["gw"]) for route in document["routes"]] == routes
+        assert n.routes(c) == set(routes)
+        if version in SINCE_040:
+            assert n.plugin.check(config(version, network=network), c, document).succeeded()
         assert n.plugin.delete(config(version), c).succeeded()
     settles_as(n, before)
 
