@@ -35,6 +35,7 @@ from netvirt.backends.cni_queue import DEFAULT_DIRECTORY, DelQueue
 from netvirt.backends.link_removal import LinkRemover
 from netvirt.backends.openflow import DEFAULT_RUN_DIR, Switch
 from netvirt.backends.openflow_events import Connected, PacketIn
+from netvirt.backends.revalidation import Revalidation
 from netvirt.backends.vswitch import DEFAULT_REMOTE, Bridge, VSwitch
 from netvirt.model import GATEWAY_MAC, NetworkId, Overlay, PortId, PortKind
 from netvirt.observed import Interface
@@ -97,7 +98,9 @@ class Agent:
         self._switch = Switch(config.bridge, config.ovs_run_dir)
         self._knowledge = Knowledge(config.host_name)
         self._topology = Topology()
-        self._programmer = Programmer(self._switch, self._topology)
+        self._programmer = Programmer(
+            self._switch, self._topology, Revalidation(config.ovs_run_dir)
+        )
         self._dhcp = DhcpServer(self._knowledge, self._switch)
         self._requests = Requests(config.db)
         self._remover = LinkRemover()
@@ -172,6 +175,7 @@ class Agent:
         self._vswitch.wait(poller)
         self._switch.wait(poller)
         self._requests.wait(poller)
+        self._programmer.wait(poller)
         self._server.wait(poller)
         if wake_fd is not None:
             poller.fd_wait(wake_fd, ovs.poller.POLLIN)
@@ -220,6 +224,7 @@ class Agent:
                 # A switch that was restarted has forgotten its neighbours with its flows.
                 self._greeted = frozenset()
             self._programmer.receive(event)
+        self._programmer.settle()
 
         interfaces = self._vswitch.interfaces()
         new_interfaces = self._vswitch.connected and interfaces is not self._interfaces_seen

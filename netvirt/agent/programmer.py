@@ -9,6 +9,7 @@ import time
 from collections.abc import Collection
 from enum import Enum
 
+import ovs.poller
 import structlog
 
 from netvirt.agent.topology import Topology
@@ -23,6 +24,7 @@ from netvirt.backends.openflow_events import (
     MetersEnsured,
     MetersFailed,
 )
+from netvirt.backends.revalidation import Revalidation
 from netvirt.diff import difference
 from netvirt.pipeline.flow import Flow, FlowChanges
 from netvirt.pipeline.tables import METERS
@@ -31,6 +33,8 @@ log = structlog.get_logger()
 
 # How long to wait before a switch that refused a bundle is read and tried again.
 REFUSED_PAUSE_S = 1.0
+# How long the datapath is waited for. With very many connections a pass takes longer.
+REVALIDATION_S = 0.1
 
 
 class Stage(Enum):
@@ -44,14 +48,17 @@ class Stage(Enum):
 class Programmer:
     """Brings `topology.wanted` into the switch, one atomic bundle at a time."""
 
-    def __init__(self, switch: Switch, topology: Topology) -> None:
+    def __init__(self, switch: Switch, topology: Topology, revalidation: Revalidation) -> None:
         self._switch = switch
+        self._revalidation = revalidation
         self._topology = topology
         self._stage = Stage.UNKNOWN
         self._installed: set[int] = set()
         # What has changed in the topology and is not in a bundle yet: cookie to flow, or to None.
         self._pending: dict[int, Flow | None] = {}
+        # The bundle under way, and until when the datapath is waited for once it is applied.
         self._in_flight: tuple[int, FlowChanges] | None = None
+        self._settles_by: float | None = None
         self._not_before = 0.0
         # How often the switch was asked what it really has, and what it lacked the last time.
         self.audits = 0
@@ -92,10 +99,7 @@ class Programmer:
                 self._installed = listed
                 self._stage = Stage.LISTED
             case Applied(bundle) if self._in_flight and self._in_flight[0] == bundle:
-                changes = self._in_flight[1]
-                self._installed |= {flow.cookie for flow in changes.add}
-                self._installed -= set(changes.delete)
-                self._in_flight = None
+                self._settles_by = time.monotonic() + REVALIDATION_S
             case ApplyFailed(bundle, reason) if self._in_flight and self._in_flight[0] == bundle:
                 log.error("bundle refused", reason=reason)
                 self._not_before = time.monotonic() + REFUSED_PAUSE_S
@@ -103,6 +107,18 @@ class Programmer:
                 self._switch.request_flows()
             case _:
                 pass
+
+    def settle(self) -> None:
+        """A bundle is done with when the datapath goes by it, too, or takes too long to."""
+        self._revalidation.run()
+        if self._in_flight is None or self._settles_by is None:
+            return
+        if not self._revalidation.done and time.monotonic() < self._settles_by:
+            return
+        changes = self._in_flight[1]
+        self._installed |= {flow.cookie for flow in changes.add}
+        self._installed -= set(changes.delete)
+        self._in_flight = self._settles_by = None
 
     def step(self, *, hold: bool) -> None:
         """Send what differs, unless told to hold or a bundle is still under way."""
@@ -124,10 +140,18 @@ class Programmer:
             bundle = difference(wanted, concerned)
         self._pending.clear()
         if bundle:
+            self._revalidation.expect()
             self._in_flight = (self._switch.apply(bundle), bundle)
             log.debug("bundle sent", add=len(bundle.add), delete=len(bundle.delete))
+
+    def wait(self, poller: ovs.poller.Poller) -> None:
+        """Wake the poller up when `settle` has something to do."""
+        self._revalidation.wait(poller)
+        if self._settles_by is not None:
+            left_s = self._settles_by - time.monotonic()
+            poller.timer_wait(max(0, int(left_s * 1000) + 1))
 
     def _forget(self) -> None:
         self._stage = Stage.UNKNOWN
         self._installed = set()
-        self._in_flight = None
+        self._in_flight = self._settles_by = None
