@@ -290,12 +290,12 @@ class Agent:
         return self._watch.settled or (self._ready and not self._watch.connected)
 
     def _not_ready(self) -> str | None:
-        """Why no container can be attached now."""
+        """Why no container can be attached now, and where to look."""
         if not self._watch.connected or not self._requests.connected:
-            return f"fabric database {self._config.db} does not answer"
+            return f"fabric database {self._config.db} does not answer (see `nvctl db status`)"
         if not self._vswitch.connected or not self._switch.connected:
-            return "Open vSwitch does not answer"
-        return None if self._ready else "it has only just been started"
+            return "Open vSwitch does not answer (see the logs of ovsdb-server and ovs-vswitchd)"
+        return None if self._ready else "it has only just been started (see its log)"
 
     def _fit_links(self) -> None:
         """Make the host's end of every port fit, whoever made it: the MTU of its network, which

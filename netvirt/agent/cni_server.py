@@ -203,8 +203,7 @@ class CniServer:
         if reason is not None:
             raise CniError(
                 Code.NOT_AVAILABLE,
-                f"the node agent can't attach containers now: {reason}. See `nvctl db status` and "
-                "the agent's log.",
+                f"the node agent can't attach containers now: {reason}. Wait until it can.",
             )
 
     def _served(self, connection: _Connection, call: Call, request: Request) -> Work:
@@ -253,8 +252,7 @@ class CniServer:
         while (reason := self._not_ready()) is not None:
             if time.monotonic() > deadline:
                 raise BackendUnavailable(
-                    f"the node agent can't attach containers now: {reason}. Try again; see "
-                    "`nvctl db status` and the agent's log."
+                    f"the node agent can't attach containers now: {reason}. Try again."
                 )
             yield
 
