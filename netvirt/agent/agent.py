@@ -7,6 +7,7 @@ was interrupted is simply taken again, and an agent that starts beside a working
 nothing to do.
 """
 
+import gc
 import json
 import os
 import time
@@ -58,6 +59,8 @@ LINK_GONE_MS = 1
 # How long containers that are being attached are waited for at the end.
 FINISH_S = 5.0
 SWEEP_S = 60.0
+# How many objects more than before are looked through for garbage.
+GARBAGE_THRESHOLD = 20_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -436,6 +439,11 @@ class Agent:
         fresh.write_text(json.dumps(state) + "\n")
         fresh.rename(self._ready_file)
         log.info("ready", **state)
+        # What is here now stays: to look through it for garbage again and again would take some
+        # tens of milliseconds each time, while a container waits.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(GARBAGE_THRESHOLD)
         self._tasks.start("sweep", "sweeping", sweep(self._parts, self._attachments), SWEEP_S)
 
 
