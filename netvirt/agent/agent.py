@@ -194,6 +194,7 @@ class Agent:
         self._requests.run()
         self._server.run()
         self._task_ended = self._tasks.step()
+        self._learn()
         attaching = frozenset(self._attachments.networks)
         if news or attaching != self._networks_attaching:
             self._networks_attaching = attaching
@@ -202,9 +203,9 @@ class Agent:
             self._greet(self._knowledge.endpoints() - self._greeted)
         self._gateways.step(news=news, hold=not self._may_program)
         self._mind_seclusion()
-        # What tasks want of the switch goes out with this turn, not with the next.
-        self._vswitch.flush()
         self._programmer.step(hold=not self._may_program)
+        # What tasks want of the switch goes out with this turn, and behind the flows for it.
+        self._vswitch.flush()
         self._write_rows()
         self._tell_ready()
 
@@ -242,6 +243,11 @@ class Agent:
                 }
             )
 
+        self._learn()
+        return bool(rows) or new_interfaces
+
+    def _learn(self) -> None:
+        """Have the topology follow what is known."""
         networks, ports = self._knowledge.refresh()
         for network in networks:
             self._topology.set_network(network, self._knowledge.networks.get(network))
@@ -249,7 +255,6 @@ class Agent:
             found = self._knowledge.ports.get(port)
             self._topology.set_port(port, found, self._knowledge.location(port))
         self._unexamined |= ports
-        return bool(rows) or new_interfaces
 
     def _note_connection(self, what: str, remote: str, connected: bool) -> None:
         """Log that a database came or went, for whoever wonders why nothing follows."""
@@ -368,7 +373,7 @@ class Agent:
         present = {
             port: knowledge.ports[port].network
             for port in knowledge.interfaces
-            if port in knowledge.ports
+            if knowledge.is_stored(port)
         }
         claims, withdrawn = bindings.decide(
             self._config.host_name,

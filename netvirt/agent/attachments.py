@@ -107,7 +107,7 @@ class Attachments:
         )
         port_id = order.port.id
         self.expected[port_id] += 1
-        self._announce(port_id)
+        self._announce(call, order)
         self.networks[network.id] += 1
         try:
             wanted = yield from self._store_and_plug(call, network, order, has_default_route, watch)
@@ -128,7 +128,7 @@ class Attachments:
                 raise NotUndone(str(error)) from error
             raise
         finally:
-            self._knowledge.announce(port_id, None)
+            self._knowledge.withdraw(port_id)
             del self._announced[port_id]
             _release(self.expected, port_id)
             _release(self.networks, network.id)
@@ -188,19 +188,25 @@ class Attachments:
 
     # Steps of ADD
 
-    def _announce(self, port_id: PortId) -> None:
+    def _announce(self, call: Call, order: PortOrder) -> None:
         """Choose the number of the port's interface on the switch, so that its flows can be made
-        while the switch opens it. A switch that gives it another number has them made again.
+        before the switch opens it. A switch that gives it another number has them made again.
+
+        What a call has chosen itself may be somebody else's: such flows wait for the database.
         """
-        used = {one.ofport for one in self._parts.vswitch.interfaces().values()}
-        used |= set(self._announced.values())
-        while self._next_ofport in used or self._next_ofport not in OFPORTS:
+        port_id = order.port.id
+        if port_id not in self._announced:
+            used = {one.ofport for one in self._parts.vswitch.interfaces().values()}
+            used |= set(self._announced.values())
+            while self._next_ofport in used or self._next_ofport not in OFPORTS:
+                self._next_ofport += 1
+                if self._next_ofport not in OFPORTS:
+                    self._next_ofport = OFPORTS.start
+            self._announced[port_id] = self._next_ofport
             self._next_ofport += 1
-            if self._next_ofport not in OFPORTS:
-                self._next_ofport = OFPORTS.start
-        self._announced[port_id] = self._next_ofport
-        self._next_ofport += 1
-        self._knowledge.announce(port_id, self._announced[port_id])
+        is_ours = not call.addresses and call.mac is None
+        port = order.port if is_ours else None
+        self._knowledge.announce(port_id, self._announced[port_id], port)
 
     def _look_into(self, call: Call) -> bool:
         """Whether the container has a default route already. Raises for a namespace not to use."""
@@ -269,6 +275,8 @@ class Attachments:
         while True:
             stored = order.stored()
             if plugged != order.port:
+                if plugged is not None:
+                    self._announce(call, order)
                 plugged = order.port
                 wanted = result.plan(call, network, plugged, has_default_route=has_default_route)
                 links.plug_veth(

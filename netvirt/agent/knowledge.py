@@ -44,7 +44,9 @@ class Knowledge:
         self.bindings: dict[PortId, dict[UUID, Binding]] = {}
         self.hosts: dict[str, Host] = {}
         self.own_row: Row | None = None
-        self._announced: dict[PortId, int] = {}
+        # Ports that are to have an interface here: its OpenFlow port number, and, as long as
+        # they are not stored, the port.
+        self._announced: dict[PortId, tuple[int, Port | None]] = {}
         self.attachments: dict[tuple[str, str], Attachment] = {}
         self.interfaces: Mapping[PortId, Interface] = {}
         self.attached: frozenset[PortId] = frozenset()
@@ -110,15 +112,23 @@ class Knowledge:
         self.interfaces = found
         self.attached = attached
 
-    def announce(self, port: PortId, ofport: int | None) -> None:
-        """A port is about to get an interface here with this OpenFlow port number; None: it is
-        not, or it has it.
+    def announce(self, port_id: PortId, ofport: int, port: Port | None = None) -> None:
+        """A port is about to get an interface here with this OpenFlow port number.
+
+        With `port`, what follows from that is wanted before it is stored: only for one whose
+        addresses nobody else can be choosing at the same time.
         """
-        if ofport is None:
-            self._announced.pop(port, None)
-        else:
-            self._announced[port] = ofport
-        self.dirty_ports.add(port)
+        self._announced[port_id] = (ofport, port)
+        self.dirty_ports.add(port_id)
+
+    def withdraw(self, port_id: PortId) -> None:
+        """A port that was announced has its interface, or is not to have it any more."""
+        self._announced.pop(port_id, None)
+        self.dirty_ports.add(port_id)
+
+    def is_stored(self, port_id: PortId) -> bool:
+        """Whether the port is in the database, not only announced."""
+        return ("Port", port_id) in self._rows
 
     def refresh(self) -> tuple[set[NetworkId], set[PortId]]:
         """Bring the model up to date; the networks and ports that may have changed."""
@@ -136,7 +146,10 @@ class Knowledge:
                 self.networks[network] = rows.network(row, subnets)
         for port in ports:
             row = self._rows.get(("Port", port))
-            if row is None:
+            _, announced = self._announced.get(port, (0, None))
+            if row is None and announced is not None:
+                self.ports[port] = announced
+            elif row is None:
                 gone = self.ports.pop(port, None)
                 if gone is not None and self.own_ports.get(gone.network) == port:
                     del self.own_ports[gone.network]
@@ -157,7 +170,8 @@ class Knowledge:
         """
         held_by = holder(list(self.bindings.get(port_id, {}).values()))
         interface = self.interfaces.get(port_id)
-        ofport = interface.ofport if interface is not None else self._announced.get(port_id)
+        announced, _ = self._announced.get(port_id, (None, None))
+        ofport = interface.ofport if interface is not None else announced
         if ofport is not None and (held_by is None or held_by.host == self.host_name):
             return Local(ofport)
         if held_by is None or held_by.host == self.host_name:
