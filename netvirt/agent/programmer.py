@@ -100,6 +100,9 @@ class Programmer:
                 self._stage = Stage.LISTED
             case Applied(bundle) if self._in_flight and self._in_flight[0] == bundle:
                 self._settles_by = time.monotonic() + REVALIDATION_S
+                if self._revalidation.done:
+                    # That was the end of a pass that began before the change.
+                    self._revalidation.expect()
             case ApplyFailed(bundle, reason) if self._in_flight and self._in_flight[0] == bundle:
                 log.error("bundle refused", reason=reason)
                 self._not_before = time.monotonic() + REFUSED_PAUSE_S
