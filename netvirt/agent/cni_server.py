@@ -33,6 +33,8 @@ log = structlog.get_logger()
 
 # What a runtime waits for is answered within 20 s: this, and some seconds to undo it.
 CALL_S = 10.0
+# A GC may have hundreds of attachments to take away.
+GC_S = 18.0
 # How long a call waits for an agent that has just been started to know what there is.
 READY_S = 8.0
 # How long a DEL waits for a database that is away before it goes on without, and then for the
@@ -194,7 +196,8 @@ class CniServer:
                     self._drain()
                 key = call.key if call.verb is not Verb.GC else ("", call.conflist)
                 work = self._served(connection, call, request)
-                connection.task = self._tasks.start(key, f"CNI {call.verb}", work, CALL_S)
+                limit_s = GC_S if call.verb is Verb.GC else CALL_S
+                connection.task = self._tasks.start(key, f"CNI {call.verb}", work, limit_s)
         except VirtkitError as error:
             self._refuse(connection, answer_version(request), error)
 
