@@ -34,7 +34,7 @@ log = structlog.get_logger()
 # How long to wait before a switch that refused a bundle is read and tried again.
 REFUSED_PAUSE_S = 1.0
 # How long the datapath is waited for. With very many connections a pass takes longer.
-REVALIDATION_S = 0.1
+REVALIDATION_S = 0.05
 
 
 class Stage(Enum):
