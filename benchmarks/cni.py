@@ -3,8 +3,9 @@
 Both on one host of a lab of two, where one container is already, call by call in turn, then fifty
 at once. Ours also joins the
 container to a network that the other host holds a port of: every container of the sequential runs
-is pinged from there when ADD has returned, one ping and no second one; that is not part of the
-time.
+is pinged from there when ADD has returned; that is not part of the time. How many first pings were
+answered is said, for Open vSwitch's userspace datapath loses some when links come and go
+(docs/cni.md).
 """
 
 import json
@@ -102,6 +103,7 @@ def main() -> None:
 def sequential(driver: Driver, there: Host) -> list[Figure]:
     """One call after the other, the two sides in turn."""
     times: dict[tuple[str, str], list[float]] = {}
+    answered = 0
     for round_number in range(WARM_UP + ROUNDS):
         for verb in ("ADD", "DEL"):
             for side in ("ours", "peer"):
@@ -110,7 +112,8 @@ def sequential(driver: Driver, there: Host) -> list[Figure]:
                 if round_number >= WARM_UP:
                     times.setdefault((verb, side), []).append(seconds * 1000)
                 if (side, verb) == ("ours", "ADD"):
-                    assert_reachable(there, json.loads(output))
+                    answered += first_ping_is_answered(there, json.loads(output))
+    print(f"first pings from the other host answered: {answered} of {WARM_UP + ROUNDS}\n")
     figures = []
     for verb, goal in (("ADD", 1.0), ("DEL", 0.5)):
         for percent in (50, 99):
@@ -127,11 +130,14 @@ def sequential(driver: Driver, there: Host) -> list[Figure]:
     return figures
 
 
-def assert_reachable(there: Host, result: dict[str, Any]) -> None:
-    """A single ping from the other host is answered."""
+def first_ping_is_answered(there: Host, result: dict[str, Any]) -> bool:
+    """Whether the other host's first ping is answered; the second one must be."""
     address = result["ips"][0]["address"].partition("/")[0]
-    ping = there.run(["ping", "-c", "1", "-W", "1", address], netns="ours-0", check=False)
-    assert ping.returncode == 0, f"{address} does not answer the first ping:\n{ping.stdout}"
+    for attempt in range(2):
+        ping = there.run(["ping", "-c", "1", "-W", "1", address], netns="ours-0", check=False)
+        if ping.returncode == 0:
+            return attempt == 0
+    raise AssertionError(f"{address} does not answer:\n{ping.stdout}")
 
 
 def bursts(driver: Driver) -> list[Figure]:
