@@ -8,6 +8,7 @@ end, and an error carries the tail of the guest's console.
 
 import subprocess
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface
@@ -79,7 +80,7 @@ class Lease:
     seconds: int | None
 
 
-class RunningGuest:
+class RunningGuest(ABC):
     """A guest that runs, whoever started it: wait for it, run commands in it, read its lease."""
 
     def __init__(self, name: str, *, shell: Path, console: Path) -> None:
@@ -101,9 +102,9 @@ class RunningGuest:
         self.stop()
 
     @property
+    @abstractmethod
     def running(self) -> bool:
         """Whether its QEMU is there."""
-        raise NotImplementedError
 
     @property
     def console(self) -> str:
@@ -157,9 +158,9 @@ class RunningGuest:
             )
         return parse_lease(result.output)
 
+    @abstractmethod
     def stop(self) -> None:
         """Pull the plug: the guest is not asked."""
-        raise NotImplementedError
 
     def _state(self) -> str:
         """What there is to say about QEMU, as the rest of a sentence."""
