@@ -279,10 +279,18 @@ class CniServer:
             yield from self._until_ready(DEL_PATIENCE_S)
             yield from self._attachments.delete(key)
         except BackendUnavailable as reason:
-            self._queue.leave(request)
+            yield from self._leave(request)
             log.warning("DEL queued", container=key[0], reason=str(reason))
             with contextlib.suppress(BackendUnavailable):
                 yield from _for_a_while(self._attachments.detach_only(key), DEL_PATIENCE_S)
+
+    def _leave(self, request: Request) -> Work:
+        """Write a record. A program that writes one at this moment keeps the loop from nothing."""
+        while True:
+            try:
+                return self._queue.leave(request, timeout_s=0)
+            except Conflict:
+                yield
 
     def _collect(self, call: Call) -> Work:
         stale = self._attachments.stale(call.conflist, call.valid)

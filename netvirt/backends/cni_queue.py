@@ -120,10 +120,10 @@ class DelQueue:
         except OSError as error:
             raise self._unavailable("listed", error) from error
 
-    def leave(self, request: Request) -> None:
-        """Write a record, as the program does. Raises `BackendUnavailable` or `Conflict`."""
+    def leave(self, request: Request, *, timeout_s: float = LOCK_TIMEOUT_S) -> None:
+        """Write a record, as the program does. Raises as `locked`."""
         unfinished = self._directory / _UNFINISHED
-        with self.locked():
+        with self.locked(timeout_s=timeout_s):
             try:
                 unfinished.unlink(missing_ok=True)
                 with unfinished.open("xb") as file:

@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -213,3 +214,13 @@ def test_a_queue_that_is_no_directory_is_named(tmp_path: Path) -> None:
         DelQueue(tmp_path / "queue").drain(lambda _: True)
     with pytest.raises(BackendUnavailable, match="cannot be listed"):
         list(DelQueue(tmp_path / "queue").records())
+
+
+def test_whoever_must_not_wait_is_told_at_once_that_the_lock_is_held(tmp_path: Path) -> None:
+    queue, other = DelQueue(tmp_path / "queue"), DelQueue(tmp_path / "queue")
+    with other.locked():
+        begun = time.monotonic()
+        with pytest.raises(Conflict):
+            queue.leave(Request(environment={"CNI_COMMAND": "DEL"}), timeout_s=0)
+        assert time.monotonic() - begun < 1
+    assert not queue.has_records()
