@@ -22,6 +22,7 @@ from netvirt.backends.openflow_events import (
     Event,
     FlowsListed,
 )
+from netvirt.backends.revalidation import await_pass
 from netvirt.observed import InstalledFlow
 from netvirt.pipeline.flow import Action, FlowChanges
 from tenancy.errors import BackendUnavailable
@@ -203,7 +204,11 @@ class Switch:
 def dump_flows(
     bridge: str, run_dir: Path = DEFAULT_RUN_DIR, timeout_s: float = 5.0
 ) -> list[InstalledFlow]:
-    """All flows of a bridge, read at once; raises `BackendUnavailable` within the timeout."""
+    """All flows of a bridge with what they have counted up to now, read at once.
+
+    Raises `BackendUnavailable` within the timeout.
+    """
+    await_pass(run_dir)
     switch = Switch(bridge, run_dir)
     deadline = time.monotonic() + timeout_s
     try:

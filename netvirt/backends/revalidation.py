@@ -8,6 +8,7 @@ end of the next pass. Asked before the change that causes a pass, it answers at 
 """
 
 import json
+import select
 import socket
 from pathlib import Path
 
@@ -15,6 +16,8 @@ import ovs.poller
 
 _PID_FILE = "ovs-vswitchd.pid"
 _REQUEST = json.dumps({"id": 0, "method": "revalidator/wait", "params": []}).encode()
+# How long a pass is waited for by somebody who only wants to read counters.
+_PASS_S = 2.0
 
 
 class Revalidation:
@@ -65,3 +68,18 @@ class Revalidation:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
+
+
+def await_pass(run_dir: Path, timeout_s: float = _PASS_S) -> None:
+    """Wait until the flow tables have counted what the datapath has handled up to now.
+
+    The datapath counts by itself, and a pass hands on what it has counted: every half second if
+    nobody asks (ovs-vswitchd.conf.db(5), max-revalidator).
+    """
+    revalidation = Revalidation(run_dir)
+    revalidation.expect()
+    try:
+        if revalidation._socket is not None:
+            select.select([revalidation._socket], [], [], timeout_s)
+    finally:
+        revalidation.close()

@@ -98,7 +98,12 @@ class FabricWatch:
         return touched
 
     def wait(self, poller: Any) -> None:
-        self._idl.wait(poller)
+        if self._idl._session.is_connected():
+            self._idl.wait(poller)
+        else:
+            # The IDL would wake the poller at once, again and again, for an interest that it can
+            # tell nobody.
+            self._idl._session.wait(poller)
         if self._transaction is not None:
             self._transaction.wait(poller)
 

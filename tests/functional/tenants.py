@@ -5,6 +5,7 @@ import re
 import sys
 import tempfile
 import textwrap
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -126,6 +127,20 @@ class Fabric:
     def drops(self, host: Host) -> dict[str, int]:
         """Packets dropped on a host, by reason."""
         return {row["reason"]: row["packets"] for row in self("nvctl agent drops", host)}
+
+    def dropped_since(
+        self, before: dict[str, int], host: Host, reason: str, count: int
+    ) -> dict[str, int]:
+        """Packets dropped since `before`, once `count` were for this reason; or after seconds.
+
+        A frame is sent long before the switch gets to it, if others want the processor.
+        """
+        deadline = time.monotonic() + 5
+        while True:
+            now = self.drops(host)
+            since = {name: now[name] - before[name] for name in now}
+            if since[reason] >= count or time.monotonic() > deadline:
+                return {name: packets for name, packets in since.items() if packets}
 
     def flows(self, host: Host) -> list[str]:
         """The flows of br-int as ovs-ofctl writes them, without what it counts."""

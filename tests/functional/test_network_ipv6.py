@@ -164,7 +164,7 @@ def test_a_network_may_have_ipv6_only(fabric: Fabric) -> None:
     before = fabric.drops(a.host)
     send(a, *[Ether(src=a.mac, dst=b.mac) / IP(src="10.6.0.1", dst="10.6.0.2")] * 3)
     send(a, *[Ether(src=a.mac, dst="ff:ff:ff:ff:ff:ff") / ARP(pdst="10.6.0.2")] * 2)
-    assert fabric.drops(a.host)["ip-version"] == before["ip-version"] + 5
+    assert fabric.dropped_since(before, a.host, "ip-version", 5)["ip-version"] == 5
     fabric.remove(a)
     fabric.remove(b)
 
@@ -177,7 +177,7 @@ def test_a_network_without_ipv6_lets_none_of_it_pass(fabric: Fabric) -> None:
 
     send(a, *[Ether(src=a.mac, dst=b.mac) / IPv6(src="fd00::1", dst="fd00::2")] * 3)
 
-    assert fabric.drops(a.host)["ip-version"] == before["ip-version"] + 3
+    assert fabric.dropped_since(before, a.host, "ip-version", 3)["ip-version"] == 3
     assert b.received() == received
     assert a.ping(b.ip) == 3
     fabric.remove(a)
@@ -416,10 +416,7 @@ def test_what_is_not_the_ports_own_is_dropped_and_counted(
 
     send(scene.a, *[make(scene)] * 5)
 
-    after = fabric.drops(scene.a.host)
-    assert {name: after[name] - before[name] for name in after if after[name] != before[name]} == {
-        reason: 5
-    }
+    assert fabric.dropped_since(before, scene.a.host, reason, 5) == {reason: 5}
     assert scene.b.received() == received
 
 
