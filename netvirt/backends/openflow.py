@@ -33,6 +33,8 @@ _LAST_BACKOFF_S = 2.0
 # A switch that owes an answer and says nothing for so long is asked whether it is there, and
 # given up after as long again.
 _SILENCE_S = 10.0
+# One that says other things meanwhile is given up, too.
+_ANSWER_S = 20.0
 # The loop has other things to do: what is left of a long answer or bundle waits for the next
 # `run`.
 _READS_PER_RUN = 16
@@ -53,6 +55,9 @@ class Switch:
         self._retry_at = 0.0
         self._heard_at = 0.0
         self._probed = False
+        # How far what is asked had got, and when.
+        self._progress = 0
+        self._progressed_at = 0.0
         self._reason: str | None = None
         self._flow_mods_sent = 0
 
@@ -151,7 +156,7 @@ class Switch:
             self._disconnect(os.strerror(error.errno or 0), now)
             return
         self._socket = connection
-        self._heard_at = now
+        self._heard_at = self._progressed_at = now
         self._probed = False
 
     def _disconnect(self, reason: str, now: float) -> None:
@@ -191,6 +196,10 @@ class Switch:
                 return
 
     def _check_silence(self, now: float) -> None:
+        if not self._conversation.awaits_answer or self._conversation.progress != self._progress:
+            self._progress, self._progressed_at = self._conversation.progress, now
+        elif now - self._progressed_at >= _ANSWER_S:
+            raise TimeoutError(errno.ETIMEDOUT, "stuck")
         if not self._conversation.awaits_answer:
             self._heard_at = now
         elif now - self._heard_at >= _SILENCE_S:

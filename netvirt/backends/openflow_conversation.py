@@ -38,6 +38,8 @@ class Conversation:
         self.connected = False
         self.flow_mods_sent = 0
         self.frames_dropped = 0
+        # Rises as long as what was asked gets on: with each piece sent and each answer.
+        self.progress = 0
         self._next_xid = 1
         self._received = bytearray()
         self._sending = bytearray(messages.hello(self._take_xids(1)))
@@ -84,6 +86,7 @@ class Conversation:
             if not piece:
                 break
             self._sending += piece
+            self.progress += 1
         return self._sending
 
     def sent(self, count: int) -> None:
@@ -130,6 +133,7 @@ class Conversation:
         elif kind == ofproto.OFPT_ERROR and not self.connected:
             raise ProtocolError(messages.error_text(message))
         elif self._current is not None and xid in self._current_xids:
+            self.progress += 1
             event = self._current.input(kind, xid, message)
             if event is not None:
                 self._current = None

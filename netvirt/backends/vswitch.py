@@ -21,6 +21,8 @@ from netvirt.observed import Interface
 
 DEFAULT_REMOTE = "unix:/run/openvswitch/db.sock"
 
+# How long a database that is there may leave a question open before it is asked from scratch.
+_ANSWER_S = 10.0
 # What the database refuses it will refuse again, unless somebody mends something.
 _PAUSE_AFTER_REFUSAL_S = 1.0
 
@@ -60,6 +62,7 @@ class VSwitch:
         # Whether a transaction has ended that `run` has not told of.
         self._ended = False
         self._retry_at: float | None = None
+        self._waiting_since: float | None = None
         self._interfaces: dict[str, Interface] | None = None
         self._forget()
 
@@ -76,6 +79,7 @@ class VSwitch:
         """
         changed = self._step_transaction() or self._ended
         self._ended = False
+        self._mind_silence()
         self._idl.run()
         changed |= self._step_transaction()
         touched, self._idl.touched = self._idl.touched, set()
@@ -275,6 +279,16 @@ class VSwitch:
             self._retry_at = time.monotonic() + _PAUSE_AFTER_REFUSAL_S
         self._transaction, self._sent = None, False
         return True
+
+    def _mind_silence(self) -> None:
+        """Connect anew if an answer does not come, although the database is alive."""
+        if self.connected and self._transaction is None:
+            self._waiting_since = None
+        elif self._waiting_since is None or not self._idl._session.is_connected():
+            self._waiting_since = time.monotonic()
+        elif time.monotonic() - self._waiting_since > _ANSWER_S:
+            self._waiting_since = None
+            self._idl.force_reconnect()
 
     def _ensure_tunnel(self, name: str, type_: str, ip: IPv4Address | None) -> Any:
         """Mend the tunnel port of this name, or return a new one to be put on the bridge."""

@@ -33,6 +33,8 @@ _OBSERVED = {
 ATTACHMENT_KEY = "virtkit-attachment"
 # The types of interfaces that are devices of the kernel's.
 _DEVICES = ("", "system")
+# The pause between attempts to connect: the server is on this machine.
+_BACKOFF_MS = 1000
 _GONE = "the device has been deleted"
 
 
@@ -54,6 +56,7 @@ class TouchedIdl(ovs.db.idl.Idl):  # type: ignore[misc]
 
     def __init__(self, remote: str, schema: Any) -> None:
         super().__init__(remote, schema)
+        self._session.reconnect.set_backoff(_BACKOFF_MS, _BACKOFF_MS)
         self.touched: set[tuple[str, UUID]] = set()
 
     def notify(self, _event: str, row: Any, _updates: Any = None) -> None:

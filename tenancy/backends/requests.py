@@ -18,6 +18,8 @@ from tenancy.errors import BackendUnavailable, VirtkitError
 
 # How long a silent server may stay silent before the connection is given up.
 PROBE_INTERVAL_MS = 5000
+# The pause between attempts to connect, doubled each time.
+FIRST_BACKOFF_MS, LONGEST_BACKOFF_MS = 1000, 4000
 
 
 class Pending:
@@ -46,6 +48,7 @@ class Requests:
         self._session = ovs.jsonrpc.Session.open_multiple(
             remote.split(","), probe_interval=PROBE_INTERVAL_MS
         )
+        self._session.reconnect.set_backoff(FIRST_BACKOFF_MS, LONGEST_BACKOFF_MS)
         self._seqno = 0
         self._under_way: dict[Any, Pending] = {}
 

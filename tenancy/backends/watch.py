@@ -18,6 +18,10 @@ from tenancy.backends.codec import Row, Shape, Value
 
 # How long a silent server may stay silent before the connection is given up.
 PROBE_INTERVAL_MS = 5000
+# The pause between attempts to connect, doubled each time.
+FIRST_BACKOFF_MS, LONGEST_BACKOFF_MS = 1000, 4000
+# How long a server that is there may leave a question open before it is asked again from scratch.
+ANSWER_S = 10.0
 # The pause after a refused write, doubled each time.
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.01, 2.0
 
@@ -47,6 +51,7 @@ class _Idl(ovs.db.idl.Idl):  # type: ignore[misc]
 
     def __init__(self, remote: str, schema: Any) -> None:
         super().__init__(remote, schema, probe_interval=PROBE_INTERVAL_MS)
+        self._session.reconnect.set_backoff(FIRST_BACKOFF_MS, LONGEST_BACKOFF_MS)
         self.touched: set[tuple[str, UUID]] = set()
 
     def notify(self, event: str, row: Any, updates: Any = None) -> None:  # noqa: ARG002
@@ -72,6 +77,7 @@ class FabricWatch:
         self._transaction: Any = None
         self._write_failures = 0
         self.write_not_before = 0.0
+        self._waiting_since: float | None = None
         for table in columns:
             self._idl.cond_change(table, [False])
 
@@ -87,6 +93,7 @@ class FabricWatch:
         history says what there is and not what has gone.
         """
         known = self._known() if self._reconnecting() else None
+        self._mind_silence()
         self._idl.run()
         if self._transaction is not None:
             self._transaction_step()
@@ -189,6 +196,16 @@ class FabricWatch:
             self.write_not_before = time.monotonic() + pause_s
 
     # Inside
+
+    def _mind_silence(self) -> None:
+        """Connect anew if an answer does not come, although the server is alive."""
+        if self.connected and self.settled and self._transaction is None:
+            self._waiting_since = None
+        elif self._waiting_since is None or not self._idl._session.is_connected():
+            self._waiting_since = time.monotonic()
+        elif time.monotonic() - self._waiting_since > ANSWER_S:
+            self._waiting_since = None
+            self._idl.force_reconnect()
 
     def _reconnecting(self) -> bool:
         return bool(self._session_seqno != self._idl._session.get_seqno())
