@@ -344,8 +344,8 @@ def test_nothing_is_left_of_a_storm(lab: Lab) -> None:
         for one, far in ((events[0], h2), (events[1], h1)):
             broken = [*broken_promises(one, far.name, mischief)]
             assert not broken, "\n".join(mischief.tell(event) for event in broken)
-        # Else nothing would have been seen.
-        assert calm_pings(events[0], "h2", mischief) + calm_pings(events[1], "h1", mischief) > 0
+        # Else nothing would have been seen. On a busy machine none of them may be undisturbed.
+        assert any(event["verb"] == "ping" for one in events for event in one)
         assert_no_address_was_given_twice([*events[0], *events[1]])
 
         for host in lab.hosts:
