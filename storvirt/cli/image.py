@@ -7,6 +7,7 @@ import typer
 
 from storvirt.cli.attach import attach
 from storvirt.cli.common import MaybeTenant, PoolOption, TenantOption, fabric_and_ceph, say
+from storvirt.cli.export import export
 from storvirt.cli.progress import progress_bar
 from storvirt.model import Image, State, image_name, image_size, pool_name, snapshot_name
 from storvirt.model import snapshot_ref as parse_snapshot_ref
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Tenants' disks.", no_args_is_help=True)
 app.command("attach")(attach)
+app.command("export")(export)
 
 _COLUMNS = ["tenant", "name", "size", "pool", "state", "parent"]
 

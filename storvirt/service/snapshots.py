@@ -15,9 +15,18 @@ _ONE = {Resource.SNAPSHOTS: 1}
 
 
 def create(
-    fabric: Fabric, cluster: Cluster, tenant: str, ref: SnapshotRef, *, protect: bool = False
+    fabric: Fabric,
+    cluster: Cluster,
+    tenant: str,
+    ref: SnapshotRef,
+    *,
+    protect: bool = False,
+    holder: str | None = None,
 ) -> Snapshot:
-    """The image as it is now, kept. `protect` makes it fit to clone from."""
+    """The image as it is now, kept. `protect` makes it fit to clone from.
+
+    `holder` names what relies on the snapshot, in words: only it can delete the snapshot then.
+    """
     image = catalog.ready_image(fabric, tenant, ref.image)
     path = image.record.path
     row = fabric.find("Snapshot", image=image.row.id, name=ref.snapshot)
@@ -28,7 +37,7 @@ def create(
             raise AlreadyExists(
                 f"snapshot {ref} exists in Ceph, made by somebody else. Choose another name."
             )
-        _admit(fabric, tenant, image, ref, images.describe(cluster, path).size_bytes)
+        _admit(fabric, tenant, image, ref, images.describe(cluster, path).size_bytes, holder)
     images.create_snapshot(cluster, path, ref.snapshot)
     if protect:
         images.protect_snapshot(cluster, path, ref.snapshot, True)
@@ -65,9 +74,21 @@ def unprotect(fabric: Fabric, cluster: Cluster, tenant: str, ref: SnapshotRef) -
     return catalog.snapshot(fabric, tenant, ref).record
 
 
-def delete(fabric: Fabric, cluster: Cluster, tenant: str, ref: SnapshotRef) -> None:
-    """Remove a snapshot that is not protected and has no clones."""
+def delete(
+    fabric: Fabric,
+    cluster: Cluster,
+    tenant: str,
+    ref: SnapshotRef,
+    *,
+    holder: str | None = None,
+) -> None:
+    """Remove a snapshot without protection or clones that nobody but `holder` relies on."""
     entry = catalog.snapshot(fabric, tenant, ref)
+    if entry.row["holder"] not in (None, holder):
+        raise Refused(
+            f"snapshot {ref} is needed by {entry.row['holder']}. If that is given up: "
+            f"svctl backup release {ref} --tenant {tenant}."
+        )
     if entry.record.protected:
         raise Refused(
             f"snapshot {ref} is protected. First: svctl snapshot unprotect {ref} --tenant {tenant}."
@@ -95,7 +116,12 @@ def delete(fabric: Fabric, cluster: Cluster, tenant: str, ref: SnapshotRef) -> N
 
 
 def _admit(
-    fabric: Fabric, tenant: str, image: ImageEntry, ref: SnapshotRef, size_bytes: int
+    fabric: Fabric,
+    tenant: str,
+    image: ImageEntry,
+    ref: SnapshotRef,
+    size_bytes: int,
+    holder: str | None,
 ) -> None:
     transaction = fabric.transaction()
     transaction.guard(image.row, "state")
@@ -107,6 +133,7 @@ def _admit(
             "size_bytes": size_bytes,
             "state": State.CREATING,
             "protected": False,
+            "holder": holder,
         },
     )
     ledger.charge(transaction, image.tenant, tenant, _ONE)
