@@ -7,9 +7,10 @@ mappings of the release at hand, so the table of acting sets is part of the map 
 `backends.osdmaps` reads, computed there by Ceph's `osdmaptool`.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
+from storvirt.hashing import hash_all
 from storvirt.model import PoolName
 from tenancy.errors import NotFound, Refused
 
@@ -29,7 +30,11 @@ class ActingSet:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolMap:
-    """What the osdmap says of one pool. `acting[i]` belongs to placement group `i`."""
+    """What the osdmap says of one pool. `acting[i]` belongs to placement group `i`.
+
+    `up[i]` is where the map wants it, which differs while data moves; None where that was not
+    asked. Of an erasure-coded pool (`replicated` false), each OSD holds another part.
+    """
 
     id: int
     name: PoolName
@@ -37,6 +42,19 @@ class PoolMap:
     object_hash: int
     read_tier: int | None
     acting: tuple[ActingSet, ...]
+    replicated: bool = True
+    up: tuple[ActingSet, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upmap:
+    """What stands in the map for one placement group against CRUSH's own choice.
+
+    `osds` is the whole set (`pg-upmap`), `primary` the primary only (`pg-upmap-primary`).
+    """
+
+    osds: tuple[int, ...] | None = None
+    primary: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +69,7 @@ class OsdMap:
     pools: Mapping[int, PoolMap]
     host_of: Mapping[int, str]
     capacity: Mapping[str, float]
+    upmaps: Mapping[tuple[int, int], Upmap] = field(default_factory=dict)
 
     def pool(self, name: str) -> PoolMap:
         """The pool called `name`. Raises NotFound."""
@@ -77,13 +96,30 @@ class ObjectLocation:
 
 def locate(pool: PoolMap, namespace: str, name: str) -> ObjectLocation:
     """Where the object `name` of `namespace` is, or would be if it were written."""
+    _refuse_other_hash(pool)
+    seed = stable_mod(object_hash(namespace, name), pool.pg_num)
+    return ObjectLocation(pool=pool.name, pg=f"{pool.id}.{seed:x}", acting=pool.acting[seed])
+
+
+def seeds(pool: PoolMap, namespace: str, names: Sequence[str]) -> list[int]:
+    """The placement groups of many objects of one namespace, as numbers within the pool."""
+    _refuse_other_hash(pool)
+    prefix = namespace.encode() + _NAMESPACE_SEPARATOR if namespace else b""
+    count = pool.pg_num
+    mask = (1 << (count - 1).bit_length()) - 1
+    half = mask >> 1
+    return [
+        folded if (folded := value & mask) < count else value & half
+        for value in hash_all([prefix + name.encode() for name in names])
+    ]
+
+
+def _refuse_other_hash(pool: PoolMap) -> None:
     if pool.object_hash != _RJENKINS:
         raise Refused(
             f"pool {pool.name} hashes object names with method {pool.object_hash}, which Ceph has "
             "not used for new pools since 2012. Move its images to a newer pool."
         )
-    seed = stable_mod(object_hash(namespace, name), pool.pg_num)
-    return ObjectLocation(pool=pool.name, pg=f"{pool.id}.{seed:x}", acting=pool.acting[seed])
 
 
 def object_hash(namespace: str, name: str) -> int:

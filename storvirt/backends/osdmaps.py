@@ -15,15 +15,18 @@ from typing import Any
 
 from storvirt.backends.cluster import Cluster
 from storvirt.model import PoolName
-from storvirt.osdmap import ActingSet, OsdMap, PoolMap
+from storvirt.osdmap import ActingSet, OsdMap, PoolMap, Upmap
 from tenancy.errors import BackendUnavailable
 
 TOOL_TIMEOUT_S = 60
 
-# `2.1f\t[0,2,1]\t0`
-_PG = re.compile(r"^(\d+)\.([0-9a-f]+)\t\[([\d,]*)\]\t(-?\d+)$", re.MULTILINE)
+# `2.1f raw ([0,2,1], p0) up ([0,2,1], p0) acting ([0,2,1], p0)`
+_SET = r"\(\[([\d,]*)\], p(-?\d+)\)"
+_PG = re.compile(rf"^(\d+)\.([0-9a-f]+) raw \(.*?\) up {_SET} acting {_SET}$", re.MULTILINE)
 # How CRUSH writes the place of a shard that no OSD holds.
 _NONE = 0x7FFFFFFF
+# pg_pool_t::TYPE_REPLICATED; the other kind is 3, erasure-coded.
+_REPLICATED = 1
 
 
 def read(cluster: Cluster) -> OsdMap:
@@ -38,23 +41,54 @@ def decode(binary: bytes) -> OsdMap:
         file.flush()
         dump = json.loads(_osdmaptool(file.name, "--dump", "json"))
         tree = json.loads(_osdmaptool(file.name, "--tree=json"))
-        mappings = _osdmaptool(file.name, "--test-map-pgs-dump")
+        mappings = _osdmaptool(file.name, "--test-map-pgs-dump-all")
+    # Equal sets are one object: there are few of them, and placing compares them often.
+    known: dict[tuple[str, str], ActingSet] = {}
+    up: dict[int, dict[int, ActingSet]] = {}
     acting: dict[int, dict[int, ActingSet]] = {}
-    for pool, seed, osds, primary in _PG.findall(mappings):
-        acting.setdefault(int(pool), {})[int(seed, 16)] = ActingSet(
-            osds=tuple(osd for osd in map(int, filter(None, osds.split(","))) if osd != _NONE),
-            primary=int(primary) if int(primary) >= 0 else None,
-        )
+    for pool, seed, up_osds, up_primary, osds, primary in _PG.findall(mappings):
+        for found, pair in ((up, (up_osds, up_primary)), (acting, (osds, primary))):
+            if pair not in known:
+                known[pair] = _set(*pair)
+            found.setdefault(int(pool), {})[int(seed, 16)] = known[pair]
     host_of = _host_of(tree["nodes"])
     return OsdMap(
         epoch=dump["epoch"],
-        pools={pool["pool"]: _pool(pool, acting[pool["pool"]]) for pool in dump["pools"]},
+        pools={
+            pool["pool"]: _pool(pool, acting[pool["pool"]], up[pool["pool"]])
+            for pool in dump["pools"]
+        },
         host_of=host_of,
         capacity=_capacity(tree["nodes"], host_of),
+        upmaps=_upmaps(dump),
     )
 
 
-def _pool(pool: dict[str, Any], acting: dict[int, ActingSet]) -> PoolMap:
+def _set(osds: str, primary: str) -> ActingSet:
+    return ActingSet(
+        osds=tuple(osd for osd in map(int, filter(None, osds.split(","))) if osd != _NONE),
+        primary=int(primary) if int(primary) >= 0 else None,
+    )
+
+
+def _upmaps(dump: dict[str, Any]) -> dict[tuple[int, int], Upmap]:
+    whole = {_pgid(one["pgid"]): tuple(one["osds"]) for one in dump.get("pg_upmap", ())}
+    # Reef and later.
+    primaries = {
+        _pgid(one["pgid"]): int(one["primary_osd"]) for one in dump.get("pg_upmap_primaries", ())
+    }
+    return {
+        group: Upmap(osds=whole.get(group), primary=primaries.get(group))
+        for group in whole.keys() | primaries.keys()
+    }
+
+
+def _pgid(text: str) -> tuple[int, int]:
+    pool, _, seed = text.partition(".")
+    return int(pool), int(seed, 16)
+
+
+def _pool(pool: dict[str, Any], acting: dict[int, ActingSet], up: dict[int, ActingSet]) -> PoolMap:
     return PoolMap(
         id=pool["pool"],
         name=PoolName(pool["pool_name"]),
@@ -62,6 +96,8 @@ def _pool(pool: dict[str, Any], acting: dict[int, ActingSet]) -> PoolMap:
         object_hash=pool["object_hash"],
         read_tier=pool["read_tier"] if pool["read_tier"] >= 0 else None,
         acting=tuple(acting[seed] for seed in range(pool["pg_num"])),
+        replicated=pool["type"] == _REPLICATED,
+        up=tuple(up[seed] for seed in range(pool["pg_num"])),
     )
 
 

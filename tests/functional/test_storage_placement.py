@@ -9,16 +9,21 @@ from tests.functional.storage import Svctl
 pytestmark = [pytest.mark.functional, pytest.mark.ceph]
 
 
-@pytest.mark.parametrize(("pool", "namespace"), [("vms", "red"), ("vms", ""), ("odd", "blue-1")])
-def test_names_are_mapped_as_ceph_maps_them(svctl: Svctl, pool: str, namespace: str) -> None:
+@pytest.mark.parametrize(
+    ("pool", "namespace", "count"),
+    [("vms", "red", 4000), ("vms", "", 2000), ("odd", "blue-1", 4000)],
+)
+def test_names_are_mapped_as_ceph_maps_them(
+    svctl: Svctl, pool: str, namespace: str, count: int
+) -> None:
     if pool == "odd" and all(one["name"] != "odd" for one in svctl("pool", "list")):
         # Not a power of two: the case that stable_mod is for.
         svctl("pool", "create", "odd", "--pg-num", "12")
 
-    found = svctl.probe("equal_osd_map", pool, namespace, 2000)
+    found = svctl.probe("equal_osd_map", pool, namespace, count)
 
     print(found)
-    assert found["different"] == [] and found["checked"] == 2000
+    assert found["different"] == [] and found["checked"] == count
 
 
 def osd_map_of_first_object(svctl: Svctl, tenant: str, image: str) -> tuple[str, int]:

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from storvirt.hashing import hash_all
 from storvirt.model import PoolName
 from storvirt.osdmap import (
     ActingSet,
@@ -12,6 +13,7 @@ from storvirt.osdmap import (
     locate,
     object_hash,
     rjenkins,
+    seeds,
     stable_mod,
 )
 from tenancy.errors import NotFound, Refused
@@ -47,6 +49,18 @@ def test_a_namespace_is_part_of_what_is_hashed() -> None:
     assert object_hash("red", "x") == rjenkins(b"red\x1fx")
 
 
+@given(keys=st.lists(st.binary(max_size=100), max_size=60))
+def test_hashing_many_at_once_gives_what_hashing_each_gives(keys: list[bytes]) -> None:
+    assert hash_all(keys) == [rjenkins(key) for key in keys]
+
+
+@pytest.mark.parametrize("word", [b"\0", b"\xff"])
+def test_extreme_words_do_not_spill_into_the_neighbours_lane(word: bytes) -> None:
+    keys = [word * length for length in range(70)] * 20 + [b"between"] * 2000
+
+    assert hash_all(keys) == [rjenkins(key) for key in keys]
+
+
 @given(value=st.integers(0, 2**32 - 1), count=st.integers(1, 5000))
 def test_folding_stays_in_range_and_moves_nothing_needlessly(value: int, count: int) -> None:
     folded = stable_mod(value, count)
@@ -68,6 +82,8 @@ def test_every_name_has_a_group_of_the_pool(name: str, pg_num: int) -> None:
 def test_a_pool_with_the_old_hash_is_refused_rather_than_misread() -> None:
     with pytest.raises(Refused, match="hashes object names with method 1"):
         locate(pool(object_hash=1), "", "x")
+    with pytest.raises(Refused, match="hashes object names with method 1"):
+        seeds(pool(object_hash=1), "", ["x"])
 
 
 def test_reads_go_to_the_cache_that_lies_over_a_pool() -> None:

@@ -19,17 +19,19 @@ with Cluster.connect("/etc/ceph/ceph.conf", "admin") as cluster:
     newest = osdmaps.read(cluster)
     read_s = time.perf_counter() - began
     began = time.perf_counter()
-    ours = [osdmap.locate(newest.pool(pool), namespace, name) for name in names]
+    where = newest.pool(pool)
+    ours = osdmap.seeds(where, namespace, names)
     locate_s = time.perf_counter() - began
     different = []
     began = time.perf_counter()
-    for name, found in zip(names, ours, strict=True):
+    for name, seed in zip(names, ours, strict=True):
+        acting = where.acting[seed]
         spec = {"pool": pool, "object": name, **({"nspace": namespace} if namespace else {})}
         theirs = cluster.command("osd map", **spec)
         if (theirs["pgid"], theirs["acting"], theirs["acting_primary"]) != (
-            found.pg,
-            list(found.acting.osds),
-            found.acting.primary,
+            f"{where.id}.{seed:x}",
+            list(acting.osds),
+            acting.primary,
         ):
             different.append(name)
     asked_s = time.perf_counter() - began
