@@ -36,7 +36,7 @@ def place(
     output: Output = Format.TABLE,
 ) -> None:
     """Rank the hosts for images' VMs. The nearest to what they read comes first."""
-    from storvirt.service import placing, replacing
+    from storvirt.service import pinning, placing, replacing
 
     wanted = [image_name(image) for image in images or ()]
     if check:
@@ -44,6 +44,8 @@ def place(
             raise InvalidRequest("--keep and --check can't be given together. Give one.")
         with fabric_and_ceph(context) as (fabric, cluster):
             kept = replacing.check(fabric, cluster, tenant, wanted)
+            for cleaned in pinning.clean(fabric, cluster, say=say):
+                say(f"pg {cleaned.pg}: its pin to {cleaned.host} is no use any more; given back.")
         show(
             [asdict(one) for one in kept],
             output,
