@@ -7,7 +7,7 @@ all the rest of `svctl --help`.
 
 from typing import NoReturn
 
-from storvirt.cli import image, namespace, pin, place, pool, snapshot, status, tier
+from storvirt.cli import heat, image, namespace, pin, place, pool, snapshot, status, tier
 from tenancy.cli import root, run, tenant_app
 
 app = root("Tenant disks on Ceph: pools, namespaces, images, tiers, placement.")
@@ -17,6 +17,7 @@ app.add_typer(namespace.app, name="namespace")
 app.add_typer(image.app, name="image")
 app.add_typer(snapshot.app, name="snapshot")
 app.add_typer(tier.app, name="tier")
+app.add_typer(heat.app, name="heat")
 app.command("place")(place.place)
 app.command("pin")(pin.pin)
 app.command("unpin")(pin.unpin)
