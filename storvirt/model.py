@@ -19,6 +19,8 @@ TenantName = NewType("TenantName", str)
 
 SECTOR_BYTES = 512
 LARGEST_IMAGE_BYTES = 1 << 60
+# Rows of one transaction; the database answers nobody else while it takes them in.
+MOST_AT_ONCE = 10_000
 
 # Wider than a DNS label: people name images after releases, `debian-12.5`.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -29,6 +31,8 @@ class State(StrEnum):
 
     CREATING = "creating"
     READY = "ready"
+    RENAMING = "renaming"
+    TRASHED = "trashed"
     DELETING = "deleting"
 
 
@@ -113,6 +117,14 @@ def pool_name(text: str) -> PoolName:
 def image_name(text: str) -> ImageName:
     """`text` as the name of an image. Raises InvalidRequest."""
     return ImageName(_checked_name("image", text))
+
+
+def numbered(base: ImageName, count: int) -> list[ImageName]:
+    """`base-1` to `base-COUNT`. Raises InvalidRequest."""
+    if not 1 <= count <= MOST_AT_ONCE:
+        raise InvalidRequest(f"count {count} is not between 1 and {MOST_AT_ONCE}.")
+    image_name(f"{base}-{count}")
+    return [ImageName(f"{base}-{number}") for number in range(1, count + 1)]
 
 
 def snapshot_name(text: str) -> SnapshotName:

@@ -7,10 +7,7 @@ import rbd
 
 from storvirt.backends.cluster import Cluster, translated
 from storvirt.model import ImageName, ImagePath, PoolName, SnapshotName, TenantName
-from tenancy.errors import Conflict, NotFound, Refused
-
-# Image metadata that says whose an image is; stock tools show and keep it (`rbd image-meta list`).
-OWNER = "virtkit.image"
+from tenancy.errors import AlreadyExists, Conflict, NotFound, Refused
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,27 +53,6 @@ def exists(cluster: Cluster, path: ImagePath) -> bool:
         return path.name in rbd.RBD().list(context)
 
 
-def rename(cluster: Cluster, path: ImagePath, name: str) -> None:
-    """Give the image another name in its namespace. Raises AlreadyExists."""
-    with translated(f"image {name}"), cluster.pool(path.pool, path.namespace) as context:
-        rbd.RBD().rename(context, path.name, name)
-
-
-def finish_rename(cluster: Cluster, path: ImagePath, name: str) -> None:
-    """Carry a rename to `name` to its end that was interrupted; quiet if it is complete.
-
-    librbd writes `rbd_id.NEW`, moves the entry of the directory, and removes `rbd_id.OLD`. Between
-    these steps the image opens under both names, but is listed under one only, and a rename to
-    NEW is refused because it exists.
-    """
-    with translated(f"image {name}"), cluster.pool(path.pool, path.namespace) as context:
-        if path.name in rbd.RBD().list(context):
-            context.remove_object(f"rbd_id.{name}")
-            rbd.RBD().rename(context, path.name, name)
-        elif cluster.object_exists(context, f"rbd_id.{path.name}"):
-            context.remove_object(f"rbd_id.{path.name}")
-
-
 def remove(cluster: Cluster, path: ImagePath) -> None:
     """Delete the image with its data, if it is there; also one that was removed half-way.
 
@@ -108,12 +84,6 @@ def resize(cluster: Cluster, path: ImagePath, size_bytes: int) -> None:
     with cluster.image(path) as image:
         if image.size() != size_bytes:
             image.resize(size_bytes, allow_shrink=True)
-
-
-def set_note(cluster: Cluster, path: ImagePath, key: str, value: str) -> None:
-    """Keep a note in the image's metadata."""
-    with cluster.image(path) as image:
-        image.metadata_set(key, value)
 
 
 def note(cluster: Cluster, path: ImagePath, key: str) -> str | None:
@@ -191,12 +161,31 @@ def first_object(cluster: Cluster, path: ImagePath) -> FirstObject:
 # Snapshots
 
 
-def create_snapshot(cluster: Cluster, path: ImagePath, snapshot: SnapshotName) -> None:
-    """Take a snapshot, unless there is one of that name; also while a guest uses the image."""
+def take_snapshot(
+    cluster: Cluster,
+    path: ImagePath,
+    snapshot: SnapshotName,
+    *,
+    protect: bool = False,
+    exclusively: bool = False,
+) -> int:
+    """Take a snapshot, also while a guest uses the image; its size in bytes.
+
+    One that is there already is taken for the one that is meant, unless it must be made
+    `exclusively`: AlreadyExists.
+    """
     with cluster.image(path) as image:
         if snapshot not in {found["name"] for found in image.list_snaps()}:
-            _take_lock(image)
+            take_lock(image)
             image.create_snap(snapshot)
+        elif exclusively:
+            raise AlreadyExists(
+                f"snapshot {path.name}@{snapshot} exists in Ceph, made by somebody else. "
+                "Choose another name."
+            )
+        if protect and not image.is_protected_snap(snapshot):
+            image.protect_snap(snapshot)
+        return int(image.size())
 
 
 def snapshots(cluster: Cluster, path: ImagePath) -> Sequence[str]:
@@ -218,14 +207,21 @@ def protect_snapshot(
 
 
 def remove_snapshot(cluster: Cluster, path: ImagePath, snapshot: SnapshotName) -> None:
-    """Delete a snapshot, if it is there."""
-    with cluster.image(path) as image:
-        if snapshot in {found["name"] for found in image.list_snaps()}:
-            _take_lock(image)
-            image.remove_snap(snapshot)
+    """Delete a snapshot that has no clones, protected or not; quiet if it or the image is gone."""
+    try:
+        with cluster.image(path) as image:
+            if snapshot in {found["name"] for found in image.list_snaps()}:
+                take_lock(image)
+                # An `unprotect` that was interrupted has told the database only.
+                if image.is_protected_snap(snapshot):
+                    image.unprotect_snap(snapshot)
+                image.remove_snap(snapshot)
+    except NotFound:
+        return
 
 
-def _take_lock(image: rbd.Image) -> None:
+def take_lock(image: rbd.Image) -> None:
+    """Have the exclusive lock, so that what needs it is done with virtkit's own key."""
     # librbd would ask the lock's owner, a guest with the tenant's key, to do it. That key can't
     # allocate or drop snapshot ids (whoever can may drop those of every tenant in the pool), so
     # the guest hands the lock over for a moment. It takes it back with its next write.

@@ -1,15 +1,25 @@
 """`svctl image`."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from storvirt.cli.attach import attach
+from storvirt.cli.bulk import first_failure, named, show_outcome
 from storvirt.cli.common import MaybeTenant, PoolOption, TenantOption, fabric_and_ceph, say
 from storvirt.cli.export import export
-from storvirt.cli.progress import progress_bar
-from storvirt.model import Image, State, image_name, image_size, pool_name, snapshot_name
+from storvirt.cli.progress import no_progress, progress_bar
+from storvirt.model import (
+    Image,
+    State,
+    image_name,
+    image_size,
+    numbered,
+    pool_name,
+    snapshot_name,
+)
 from storvirt.model import snapshot_ref as parse_snapshot_ref
 from storvirt.sources import SourceFormat
 from tenancy.cli import Format, Output, Yes, confirm, session, show
@@ -92,16 +102,29 @@ def clone(
     parent: Annotated[str, typer.Argument(help="IMAGE@SNAPSHOT, protected.")],
     name: str,
     tenant: TenantOption,
+    count: Annotated[
+        int | None, typer.Option(help="Make NAME-1 to NAME-COUNT.", show_default=False)
+    ] = None,
     pool: PoolOption = None,
     output: Output = Format.TABLE,
 ) -> None:
-    """Make an image from a snapshot. It shares its blocks until it writes its own."""
+    """Make an image from a snapshot, or many. They share its blocks until they write their own."""
     from storvirt.service import images
 
     origin, wanted, where = parse_snapshot_ref(parent), image_name(name), pool and pool_name(pool)
-    with fabric_and_ceph(context) as (fabric, cluster):
-        image = images.clone(fabric, cluster, tenant, origin, wanted, pool=where or None)
-    show(_record(image), output)
+    names = [wanted] if count is None else numbered(wanted, count)
+    with (
+        fabric_and_ceph(context, talks=count is not None) as (fabric, cluster),
+        progress_bar(f"cloning {parent}") if count else nullcontext(no_progress) as progress,
+    ):
+        made = images.clone(
+            fabric, cluster, tenant, origin, names, pool=where or None, progress=progress
+        )
+        if count is None:
+            first_failure(made)
+            show(_record(images.get(fabric, cluster, tenant, wanted).image), output)
+            return
+    show_outcome(made, "images", "made", "were there", output)
 
 
 @app.command("list")
@@ -166,14 +189,31 @@ def unlock(context: typer.Context, name: str, tenant: TenantOption, yes: Yes = F
 
 
 @app.command("delete")
-def delete(context: typer.Context, name: str, tenant: TenantOption, yes: Yes = False) -> None:
-    """Delete an image with its data."""
-    from storvirt.service import images
+def delete(
+    context: typer.Context,
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", show_default=False)],
+    tenant: TenantOption,
+    count: Annotated[
+        int | None, typer.Option(help="Delete NAME-1 to NAME-COUNT.", show_default=False)
+    ] = None,
+    yes: Yes = False,
+) -> None:
+    """Delete images with their data."""
+    from storvirt.service import deleting
 
-    wanted = image_name(name)
-    confirm(f"Delete image {name} of tenant {tenant} with all its data?", yes=yes)
-    with fabric_and_ceph(context) as (fabric, cluster):
-        images.delete(fabric, cluster, tenant, wanted)
+    wanted = named(names, count)
+    what = f"image {wanted[0]}" if len(wanted) == 1 else f"{len(wanted)} images"
+    confirm(f"Delete {what} of tenant {tenant} with all data?", yes=yes)
+    many = len(wanted) > 1
+    with (
+        fabric_and_ceph(context, talks=many) as (fabric, cluster),
+        progress_bar(f"deleting {what}") if many else nullcontext(no_progress) as progress,
+    ):
+        gone = deleting.delete(fabric, cluster, tenant, wanted, progress=progress)
+    if not many:
+        first_failure(gone)
+    else:
+        show_outcome(gone, "images", "deleted", "were gone", Format.TABLE)
 
 
 def _record(image: Image) -> dict[str, Any]:

@@ -11,9 +11,13 @@ from storvirt.cli.common import SILENCE_S, say
 LINES = 10
 
 
+def no_progress(_done: int, _total: int) -> None:
+    """For what is over at once."""
+
+
 @contextmanager
 def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A function that takes bytes done and bytes in total."""
+    """A function that takes how much is done and how much there is: bytes, or objects."""
     if not sys.stderr.isatty():
         yield _plain(what)
         return

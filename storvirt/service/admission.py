@@ -1,22 +1,103 @@
-"""An image's way into the fabric database and out of it, with the quota it takes.
+"""Images' way into the fabric database and out of it, with the quota they take.
 
-An image under construction is called `.virtkit-<row id>` in Ceph and gets its own name last, by
-rename. So a name never shows a half-made image, a leftover is known by whose it is, and an image
-that a tenant made under the same name with stock tools is never taken for ours.
+An image under construction is called `.virtkit-<row id>` in Ceph and gets its own name last. So a
+name never shows a half-made image, a leftover is known by whose it is, and an image that a tenant
+made under the same name with stock tools is never taken for ours: before an image is named, its
+id is recorded, and the name is ours if it stands for that id.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID, uuid4
 
-from storvirt.backends import images
+from storvirt.backends import images, naming
 from storvirt.backends.cluster import Cluster
 from storvirt.model import ImageName, ImagePath, PoolName, State
 from storvirt.service import catalog
 from storvirt.service.catalog import ImageEntry, SnapshotEntry
+from storvirt.service.parallel import Failure
 from tenancy import ledger
+from tenancy.backends.codec import Row
 from tenancy.backends.fabric import Fabric
 from tenancy.backends.transaction import GuardFailed, Transaction, UniqueViolation
 from tenancy.errors import AlreadyExists, Conflict, NotFound, Refused
 from tenancy.model import Resource
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admission:
+    """What a request for images came to: those to make, and those that are there as asked.
+
+    Of those to make, `fresh` are new; the others were begun by a command that was interrupted.
+    """
+
+    entries: tuple[ImageEntry, ...]
+    fresh: frozenset[UUID]
+    present: tuple[ImageName, ...]
+
+
+def admit_all(
+    fabric: Fabric,
+    tenant: str,
+    names: Collection[ImageName],
+    size_bytes: int,
+    *,
+    pool: PoolName | None,
+    parent: SnapshotEntry | None = None,
+    source: str | None = None,
+) -> Admission:
+    """Record the intent to make these images, all or none of them; also what was begun before.
+
+    Raises QuotaExceeded, AlreadyExists, or Refused if another intent holds a name.
+    """
+    fresh: dict[UUID, ImageName] = {}
+
+    def build(transaction: Transaction) -> catalog.NamespaceEntry:
+        fresh.clear()
+        space = catalog.namespace(fabric, tenant, pool)
+        there = {row["name"] for row in catalog.image_rows(fabric, space.tenant.id, names)}
+        fresh.update({uuid4(): name for name in names if name not in there})
+        if not fresh:
+            return space
+        transaction.guard(space.row, "state")
+        if parent is not None:
+            transaction.guard(parent.row, "state", "protected")
+        for row_id, name in fresh.items():
+            row = {
+                "tenant": space.tenant.id,
+                "namespace": space.row.id,
+                "name": name,
+                "size_bytes": size_bytes,
+                "state": State.CREATING,
+                "parent": parent.row.id if parent else None,
+                "source": source,
+            }
+            transaction.insert_as(row_id, "Image", row)
+            # The name that a rename has not left yet.
+            transaction.require_none("Image", tenant=space.tenant.id, old_name=name)
+        ledger.charge(
+            transaction, space.tenant.id, tenant, _amounts(len(fresh), size_bytes * len(fresh))
+        )
+        return space
+
+    try:
+        space = fabric.change(build)
+    except UniqueViolation as error:
+        raise AlreadyExists(
+            f"{_nouns(names)} has just been created by somebody else. Look at it and try again."
+        ) from error
+    rows = catalog.image_rows(fabric, space.tenant.id, names)
+    begun = [row for row in rows if row["state"] == State.CREATING]
+    asked = (space.row.id, size_bytes, parent.row.id if parent else None, source)
+    for row in rows:
+        _refuse_another(tenant, row, asked)
+    text = catalog.parent_text(tenant, parent)
+    return Admission(
+        entries=tuple(catalog.image_entry(row, space.record, text) for row in begun),
+        fresh=frozenset(fresh),
+        present=tuple(ImageName(row["name"]) for row in rows if row["state"] == State.READY),
+    )
 
 
 def admit(
@@ -29,49 +110,39 @@ def admit(
     parent: SnapshotEntry | None = None,
     source: str | None = None,
 ) -> ImageEntry:
-    """Record the intent to make an image, or find the same intent that was interrupted.
+    """Record the intent to make one image, or find the same intent that was interrupted."""
+    admitted = admit_all(
+        fabric, tenant, [name], size_bytes, pool=pool, parent=parent, source=source
+    )
+    insist_on_one(tenant, admitted)
+    return admitted.entries[0]
 
-    Raises QuotaExceeded, AlreadyExists, or Refused if another intent holds the name.
-    """
 
-    def build(transaction: Transaction) -> None:
-        if catalog.find_image(fabric, tenant, name) is not None:
-            return
-        space = catalog.namespace(fabric, tenant, pool)
-        transaction.guard(space.row, "state")
-        if parent is not None:
-            transaction.guard(parent.row, "state", "protected")
-        transaction.insert(
-            "Image",
-            {
-                "tenant": space.tenant.id,
-                "namespace": space.row.id,
-                "name": name,
-                "size_bytes": size_bytes,
-                "state": State.CREATING,
-                "parent": parent.row.id if parent else None,
-                "source": source,
-            },
-        )
-        ledger.charge(transaction, space.tenant.id, tenant, _amounts(size_bytes))
+def insist_on_one(tenant: str, admitted: Admission) -> None:
+    """Raise AlreadyExists if the one image that was asked for is there."""
+    for name in admitted.present:
+        raise _taken(tenant, name, State.READY)
 
-    try:
-        fabric.change(build)
-    except UniqueViolation as error:
-        raise AlreadyExists(f"image {name} has just been created by somebody else.") from error
-    entry = catalog.image(fabric, tenant, name)
-    asked = (size_bytes, parent.row.id if parent else None, source)
-    if entry.record.state is not State.CREATING:
-        raise AlreadyExists(
-            f"tenant {tenant} has an image {name} already ({entry.record.state}). "
-            "Choose another name."
-        )
-    if (entry.row["size_bytes"], entry.row["parent"], entry.row["source"]) != asked:
+
+def _refuse_another(tenant: str, row: Row, asked: tuple[Any, ...]) -> None:
+    found = tuple(row[column] for column in ("namespace", "size_bytes", "parent", "source"))
+    if row["state"] == State.CREATING and found != asked:
         raise Refused(
-            f"image {name} was begun otherwise and not finished. Run the same command as then, "
-            f"or give it up: svctl image delete {name} --tenant {tenant}."
+            f"image {row['name']} was begun otherwise and not finished. Run the same command as "
+            f"then, or give it up: svctl image delete {row['name']} --tenant {tenant}."
         )
-    return entry
+    # An empty image of the same size may be anything by now; a clone of the snapshot is one.
+    if row["state"] not in (State.CREATING, State.READY) or found != asked:
+        raise _taken(tenant, row["name"], row["state"])
+
+
+def _taken(tenant: str, name: str, state: str) -> AlreadyExists:
+    return AlreadyExists(
+        f"tenant {tenant} has an image {name} already ({state}). Choose another name."
+    )
+
+
+# Making
 
 
 def unfinished(entry: ImageEntry) -> ImagePath:
@@ -79,43 +150,82 @@ def unfinished(entry: ImageEntry) -> ImagePath:
     return entry.record.path.named(f".virtkit-{entry.row.id}")
 
 
-def is_complete(cluster: Cluster, entry: ImageEntry) -> bool:
-    """Whether the image has its own name in Ceph already; finishes giving it, if that was begun."""
-    path = entry.record.path
-    if images.note(cluster, path, images.OWNER) != str(entry.row.id):
-        return False
-    images.finish_rename(cluster, unfinished(entry), path.name)
-    return True
+def build(
+    cluster: Cluster, entry: ImageEntry, make: Callable[[ImagePath], None], *, fresh: bool
+) -> str:
+    """Let `make` build the image under its unfinished name, unless it is built; return its id."""
+    if entry.row["ceph_id"] is not None:
+        return str(entry.row["ceph_id"])
+    path = unfinished(entry)
+    if not fresh:
+        images.remove(cluster, path)
+    make(path)
+    return _built(cluster, entry)
+
+
+def note_ids(fabric: Fabric, built: Sequence[tuple[ImageEntry, str]]) -> list[Failure[ImageEntry]]:
+    """Record what ids the images have, which tells them from anybody else's from here on."""
+    return _update(fabric, [(entry, {"ceph_id": id}) for entry, id in built])
+
+
+def publish(cluster: Cluster, entry: ImageEntry, id: str) -> None:
+    """Give the image its name. Raises Refused if somebody else's has it, with ours removed."""
+    try:
+        naming.give(cluster, unfinished(entry), id, entry.record.name)
+    except AlreadyExists as error:
+        images.remove(cluster, unfinished(entry))
+        raise NameTaken(
+            f"image {entry.record.path} exists in Ceph, made by somebody else. "
+            "Choose another name, or remove it with `rbd rm`."
+        ) from error
+
+
+class NameTaken(Refused):
+    """The name belongs to an image that is not ours."""
+
+
+def mark_all_ready(fabric: Fabric, entries: Iterable[ImageEntry]) -> list[Failure[ImageEntry]]:
+    return _update(fabric, [(entry, {"state": State.READY}) for entry in entries])
 
 
 def complete(
     fabric: Fabric, cluster: Cluster, entry: ImageEntry, make: Callable[[ImagePath], None]
 ) -> None:
-    """Let `make` build the image under its unfinished name, name it, and mark it ready."""
-    path = unfinished(entry)
-    if not is_complete(cluster, entry):
-        try:
-            make(path)
-            images.set_note(cluster, path, images.OWNER, str(entry.row.id))
-            _publish(fabric, cluster, entry)
-        except NotFound as error:
-            raise Conflict(
-                f"image {entry.record.name} is being created or deleted by another svctl. "
-                "Look at it and try again."
-            ) from error
-    mark_ready(fabric, entry)
+    """Let `make` build the image under its unfinished name, name it, and mark it ready.
 
-
-def mark_ready(fabric: Fabric, entry: ImageEntry) -> None:
-    transaction = fabric.transaction()
-    transaction.guard(entry.row, "state")
-    transaction.update(entry.row, {"state": State.READY})
+    `make` is called again after an interruption, with what it had begun still there.
+    """
     try:
-        transaction.commit()
-    except GuardFailed as error:
+        id = entry.row["ceph_id"]
+        if id is None:
+            make(unfinished(entry))
+            id = _built(cluster, entry)
+            _insist(note_ids(fabric, [(entry, id)]))
+        publish(cluster, entry, id)
+    except NotFound as error:
         raise Conflict(
-            f"image {entry.record.name} was finished or deleted by another svctl meanwhile."
+            f"image {entry.record.name} is being created or deleted by another svctl. "
+            "Look at it and try again."
         ) from error
+    except NameTaken:
+        forget(fabric, entry)
+        raise
+    _insist(mark_all_ready(fabric, [entry]))
+
+
+def is_complete(cluster: Cluster, entry: ImageEntry) -> bool:
+    """Whether the image has its own name in Ceph already; finishes giving it, if that was begun."""
+    id = entry.row["ceph_id"]
+    if id is None or naming.image_id(cluster, entry.record.path) != id:
+        return False
+    try:
+        naming.give(cluster, unfinished(entry), id, entry.record.name)
+    except NotFound:
+        return False
+    return True
+
+
+# Giving up and forgetting
 
 
 def withdraw(fabric: Fabric, cluster: Cluster, entry: ImageEntry) -> None:
@@ -126,28 +236,72 @@ def withdraw(fabric: Fabric, cluster: Cluster, entry: ImageEntry) -> None:
 
 def forget(fabric: Fabric, entry: ImageEntry) -> None:
     """Take the image out of the database and give its quota back; quiet if it is gone."""
+    forget_all(fabric, [entry])
+
+
+def forget_all(fabric: Fabric, entries: Sequence[ImageEntry]) -> None:
+    """Take these images of one tenant out of the database; those that are gone are passed over."""
 
     def build(transaction: Transaction) -> None:
-        row = fabric.find("Image", id=entry.row.id)
-        if row is None:
-            return
-        transaction.guard(row, "size_bytes")
-        transaction.delete(row)
-        ledger.refund(transaction, entry.tenant, _amounts(row["size_bytes"]))
+        wanted = {entry.row.id for entry in entries}
+        rows = [
+            row
+            for row in catalog.image_rows(
+                fabric, entries[0].tenant, [entry.row["name"] for entry in entries]
+            )
+            if row.id in wanted
+        ]
+        for row in rows:
+            transaction.guard(row, "size_bytes")
+            transaction.delete(row)
+        size_bytes = sum(row["size_bytes"] for row in rows)
+        ledger.refund(transaction, entries[0].tenant, _amounts(len(rows), size_bytes))
 
-    fabric.change(build)
+    if entries:
+        fabric.change(build)
 
 
-def _publish(fabric: Fabric, cluster: Cluster, entry: ImageEntry) -> None:
+def _built(cluster: Cluster, entry: ImageEntry) -> str:
+    id = naming.image_id(cluster, unfinished(entry))
+    if id is None:
+        raise Conflict(
+            f"image {entry.record.name} is being deleted by another svctl. "
+            "Look at it and try again."
+        )
+    return id
+
+
+def _update(
+    fabric: Fabric, changes: Sequence[tuple[ImageEntry, dict[str, object]]]
+) -> list[Failure[ImageEntry]]:
+    """Change rows whose state is still the one that was read: together, or else one by one."""
+    transaction = fabric.transaction()
+    for entry, columns in changes:
+        transaction.guard(entry.row, "state")
+        transaction.update(entry.row, columns)
     try:
-        images.rename(cluster, unfinished(entry), entry.record.name)
-    except AlreadyExists as error:
-        withdraw(fabric, cluster, entry)
-        raise Refused(
-            f"image {entry.record.path} exists in Ceph, made by somebody else. "
-            "Choose another name, or remove it with `rbd rm`."
-        ) from error
+        transaction.commit()
+    except GuardFailed as error:
+        if len(changes) == 1:
+            entry = changes[0][0]
+            conflict = Conflict(
+                f"image {entry.record.name} was finished or deleted by another svctl meanwhile."
+            )
+            conflict.__cause__ = error
+            return [Failure(item=entry, error=conflict)]
+        return [failure for change in changes for failure in _update(fabric, [change])]
+    return []
 
 
-def _amounts(size_bytes: int) -> dict[Resource, int]:
-    return {Resource.IMAGES: 1, Resource.BYTES: size_bytes}
+def _insist(failures: Sequence[Failure[ImageEntry]]) -> None:
+    for failure in failures:
+        raise failure.error
+
+
+def _amounts(count: int, size_bytes: int) -> dict[Resource, int]:
+    return {Resource.IMAGES: count, Resource.BYTES: size_bytes}
+
+
+def _nouns(names: Collection[ImageName]) -> str:
+    shown = ", ".join(sorted(names)[:3])
+    return f"image {shown}" if len(names) == 1 else f"one of the images {shown} ..."

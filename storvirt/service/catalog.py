@@ -1,5 +1,6 @@
 """Finding what the fabric database promises, as rows to act upon and as records to show."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -133,7 +134,7 @@ def images(fabric: Fabric, tenant: str | None = None) -> list[ImageEntry]:
     image_name = {row.id: row["name"] for row in all_rows}
     snapshot_of = {row.id: f"{image_name[row['image']]}@{row['name']}" for row in snapshot_rows}
     entries = [
-        _image_entry(row, spaces[row["namespace"]], snapshot_of.get(row["parent"]))
+        image_entry(row, spaces[row["namespace"]], snapshot_of.get(row["parent"]))
         for row in rows
         # A namespace that was made between the two reads.
         if row["namespace"] in spaces
@@ -161,9 +162,19 @@ def find_image(fabric: Fabric, tenant: str, name: ImageName) -> ImageEntry | Non
         pool=PoolName(pool[0]["name"]),
         state=State(space[0]["state"]),
     )
-    return _image_entry(
+    return image_entry(
         row, record, f"{parent[0]['name']}@{snapshot[0]['name']}" if parent else None
     )
+
+
+def image_rows(fabric: Fabric, tenant: UUID, names: Collection[str]) -> list[Row]:
+    """The rows of those of a tenant's images that have one of these names, by name."""
+    if len(names) == 1:
+        (name,) = names
+        return fabric.select("Image", tenant=tenant, name=name)
+    wanted = set(names)
+    rows = [row for row in fabric.select("Image", tenant=tenant) if row["name"] in wanted]
+    return sorted(rows, key=lambda row: str(row["name"]))
 
 
 def image(fabric: Fabric, tenant: str, name: ImageName) -> ImageEntry:
@@ -176,20 +187,45 @@ def image(fabric: Fabric, tenant: str, name: ImageName) -> ImageEntry:
     return entry
 
 
+def images_named(fabric: Fabric, tenant: str, names: Collection[ImageName]) -> list[ImageEntry]:
+    """Those of a tenant's images that have one of these names, by name."""
+    if len(names) == 1:
+        (name,) = names
+        found = find_image(fabric, tenant, name)
+        return [found] if found else []
+    wanted = set(names)
+    return [entry for entry in images(fabric, tenant) if entry.record.name in wanted]
+
+
+def name_of(entry: ImageEntry) -> str:
+    return entry.record.name
+
+
 def ready_image(fabric: Fabric, tenant: str, name: ImageName) -> ImageEntry:
     """A tenant's image that can be used. Raises NotFound or Refused."""
     entry = image(fabric, tenant, name)
+    refuse_unready(entry)
+    return entry
+
+
+def refuse_unready(entry: ImageEntry) -> None:
+    """Raise Refused with what to do, unless the image can be used."""
+    name, tenant = entry.record.name, entry.record.tenant
     if entry.record.state is State.CREATING:
         raise Refused(
             f"image {name} is not complete. Run the command that began it again to finish it, "
             f"or give it up: svctl image delete {name} --tenant {tenant}."
+        )
+    if entry.record.state is State.RENAMING:
+        raise Refused(
+            f"image {name} is being renamed. Finish that: svctl image rename "
+            f"{entry.row['old_name']} {name} --tenant {tenant}."
         )
     if entry.record.state is State.DELETING:
         raise Refused(
             f"image {name} is being deleted. "
             f"Finish that: svctl image delete {name} --tenant {tenant}."
         )
-    return entry
 
 
 # Snapshots
@@ -197,7 +233,7 @@ def ready_image(fabric: Fabric, tenant: str, name: ImageName) -> ImageEntry:
 
 def snapshots(fabric: Fabric, image: ImageEntry) -> list[SnapshotEntry]:
     """The snapshots of an image, by name."""
-    entries = [_snapshot_entry(row, image) for row in fabric.select("Snapshot", image=image.row.id)]
+    entries = [snapshot_entry(row, image) for row in fabric.select("Snapshot", image=image.row.id)]
     return sorted(entries, key=lambda entry: entry.record.name)
 
 
@@ -210,10 +246,18 @@ def snapshot(fabric: Fabric, tenant: str, ref: SnapshotRef) -> SnapshotEntry:
             f"image {ref.image} has no snapshot {ref.snapshot}. "
             f"See `svctl snapshot list {ref.image} --tenant {tenant}`."
         )
-    return _snapshot_entry(row, of)
+    return snapshot_entry(row, of)
 
 
-def _image_entry(row: Row, space: Namespace, parent: str | None) -> ImageEntry:
+def parent_text(tenant: str, parent: SnapshotEntry | None) -> str | None:
+    """How an image of `tenant` names the snapshot that it was cloned from."""
+    if parent is None:
+        return None
+    owner, ref = parent.image.record.tenant, f"{parent.record.image}@{parent.record.name}"
+    return ref if owner == tenant else f"{owner}/{ref}"
+
+
+def image_entry(row: Row, space: Namespace, parent: str | None) -> ImageEntry:
     return ImageEntry(
         row=row,
         tenant=row["tenant"],
@@ -229,7 +273,7 @@ def _image_entry(row: Row, space: Namespace, parent: str | None) -> ImageEntry:
     )
 
 
-def _snapshot_entry(row: Row, image: ImageEntry) -> SnapshotEntry:
+def snapshot_entry(row: Row, image: ImageEntry) -> SnapshotEntry:
     return SnapshotEntry(
         row=row,
         image=image,

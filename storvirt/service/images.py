@@ -1,17 +1,19 @@
-"""Images: create, clone, resize, delete, show, and free from a dead host's lock."""
+"""Images: create, clone, resize, show, and free from a dead host's lock."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from storvirt.backends import images
-from storvirt.backends.cluster import Cluster, CommandFailed
+from storvirt.backends.cluster import Cluster
 from storvirt.backends.images import ImageFacts
 from storvirt.model import Image, ImageName, ImagePath, PoolName, SnapshotRef, State
-from storvirt.service import admission, catalog
+from storvirt.service import admission, catalog, making
 from storvirt.service.catalog import ImageEntry, SnapshotEntry
+from storvirt.service.parallel import Outcome, Progress, no_progress, outcome
 from tenancy import ledger
 from tenancy.backends.fabric import Fabric
 from tenancy.backends.transaction import Transaction
-from tenancy.errors import BackendUnavailable, InvalidRequest, NotFound, Refused
+from tenancy.errors import InvalidRequest, NotFound, Refused
 from tenancy.model import Resource
 from tenancy.names import format_size
 
@@ -34,13 +36,14 @@ def create(
     pool: PoolName | None = None,
 ) -> Image:
     """An empty image."""
-    entry = admission.admit(fabric, tenant, name, size_bytes, pool=pool)
 
     def make(path: ImagePath) -> None:
-        images.remove(cluster, path)
         images.create(cluster, path, size_bytes)
 
-    admission.complete(fabric, cluster, entry, make)
+    admitted = admission.admit_all(fabric, tenant, [name], size_bytes, pool=pool)
+    admission.insist_on_one(tenant, admitted)
+    for failure in making.carry_out(fabric, cluster, admitted, make):
+        raise failure.error
     return catalog.image(fabric, tenant, name).record
 
 
@@ -49,29 +52,35 @@ def clone(
     cluster: Cluster,
     tenant: str,
     parent: SnapshotRef,
-    name: ImageName,
+    names: Sequence[ImageName],
     *,
     pool: PoolName | None = None,
-) -> Image:
-    """An image that shares its blocks with a protected snapshot until it writes them."""
+    progress: Progress = no_progress,
+) -> Outcome:
+    """Images that share their blocks with a protected snapshot until they write them.
+
+    All are admitted or none. Those that are there already as asked are left as they are, so the
+    same call finishes what was interrupted.
+    """
     origin = catalog.snapshot(fabric, tenant, parent)
     _refuse_unprotected(tenant, origin)
     source = origin.image.record.path
-    entry = admission.admit(
+
+    def make(path: ImagePath) -> None:
+        images.clone(cluster, source, parent.snapshot, path)
+
+    admitted = admission.admit_all(
         fabric,
         tenant,
-        name,
+        names,
         origin.record.size_bytes,
         pool=pool or source.pool,
         parent=origin,
     )
-
-    def make(path: ImagePath) -> None:
-        images.remove(cluster, path)
-        images.clone(cluster, source, parent.snapshot, path)
-
-    admission.complete(fabric, cluster, entry, make)
-    return catalog.image(fabric, tenant, name).record
+    if len(names) == 1:
+        admission.insist_on_one(tenant, admitted)
+    failures = making.carry_out(fabric, cluster, admitted, make, progress)
+    return outcome(admitted.entries, failures, catalog.name_of, admitted.present)
 
 
 def list_all(fabric: Fabric, tenant: str | None = None) -> list[Image]:
@@ -126,28 +135,6 @@ def resize(
     return catalog.image(fabric, tenant, name).record
 
 
-def delete(fabric: Fabric, cluster: Cluster, tenant: str, name: ImageName) -> None:
-    """Remove the image and its data, or what an interrupted command left of it."""
-    entry = catalog.image(fabric, tenant, name)
-    if entry.record.state is State.CREATING:
-        if not admission.is_complete(cluster, entry):
-            admission.withdraw(fabric, cluster, entry)
-            return
-        admission.mark_ready(fabric, entry)
-        entry = catalog.image(fabric, tenant, name)
-    _refuse_used(cluster, entry)
-    _mark_deleting(fabric, tenant, entry)
-    try:
-        images.remove(cluster, entry.record.path)
-    except BackendUnavailable:
-        raise
-    except Refused:
-        # Somebody opened it or took a snapshot just now; nothing was deleted yet.
-        _mark(fabric, entry, State.READY)
-        raise
-    admission.forget(fabric, entry)
-
-
 def unlock(fabric: Fabric, cluster: Cluster, tenant: str, name: ImageName) -> str | None:
     """Free an image whose guest's host has died, and return the address that was fenced.
 
@@ -177,41 +164,6 @@ def _promise_size(fabric: Fabric, tenant: str, entry: ImageEntry, size_bytes: in
             ledger.refund(transaction, entry.tenant, {Resource.BYTES: -growth})
 
     fabric.change(build)
-
-
-def _mark_deleting(fabric: Fabric, tenant: str, entry: ImageEntry) -> None:
-    def build(transaction: Transaction) -> None:
-        held = catalog.snapshots(fabric, entry)
-        if held:
-            name = entry.record.name
-            raise Refused(
-                f"image {name} has snapshots: {', '.join(one.record.name for one in held)}. "
-                f"First: svctl snapshot delete {name}@{held[0].record.name} --tenant {tenant}."
-            )
-        transaction.require_none("Snapshot", image=entry.row.id)
-        transaction.update(entry.row, {"state": State.DELETING})
-
-    fabric.change(build)
-
-
-def _mark(fabric: Fabric, entry: ImageEntry, state: State) -> None:
-    transaction = fabric.transaction()
-    transaction.update(entry.row, {"state": state})
-    transaction.commit()
-
-
-def _refuse_used(cluster: Cluster, entry: ImageEntry) -> None:
-    path = entry.record.path
-    try:
-        facts = images.describe(cluster, path)
-    except (NotFound, CommandFailed):
-        # Removed half-way: its header is gone, and removing goes on from there.
-        return
-    if facts.users:
-        raise Refused(
-            f"image {path.name} is open on {', '.join(facts.users)}. Stop its guest; a client "
-            "that died is forgotten after 30 s."
-        )
 
 
 def _refuse_unprotected(tenant: str, origin: SnapshotEntry) -> None:

@@ -117,14 +117,26 @@ def test_svctl_killed_anywhere_and_run_again_ends_the_same(
     assert svctl.host.run(["rbd", "ls", f"vms/{red}"]).stdout == ""
 
 
-@pytest.mark.parametrize("step", ["id", "directory"])
-def test_an_image_whose_naming_was_cut_off_is_finished_or_given_up_whole(
-    svctl: Svctl, red: str, ceph_lab: Lab, step: str
+@pytest.mark.parametrize(
+    "point",
+    [
+        ("after", "storvirt.service.admission.admit_all"),
+        ("after", "storvirt.backends.images.create"),
+        ("after", "storvirt.service.admission.note_ids"),
+        # The new name stands for the image, and is not listed.
+        ("before", "storvirt.backends.naming._list_as"),
+        # The old name stands for it still, and is listed no longer.
+        ("after", "storvirt.backends.naming._list_as"),
+        ("after", "storvirt.service.admission.publish"),
+    ],
+)
+def test_an_image_whose_making_was_cut_off_is_finished_or_given_up_whole(
+    svctl: Svctl, red: str, ceph_lab: Lab, point: tuple[str, str]
 ) -> None:
     command = ("image", "create", "named", "--tenant", red, "--size", "64MiB")
 
     def die() -> None:
-        died = ceph_lab.ctl.run(probe_command("dying_rename", step, *command), check=False)
+        died = ceph_lab.ctl.run(probe_command("dying", *point, 1, *command), check=False)
         assert died.returncode == 9, died.stderr
         assert svctl("status")["unfinished"] == [f"image vms/{red}/named"]
 
