@@ -37,6 +37,14 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Labels = Annotated[list[str] | None, typer.Option("--label", help="KEY=VALUE, repeatable.")]
 
 
+DatabaseOption = Annotated[
+    str | None,
+    typer.Option(
+        "--db", help="Fabric database, such as unix:PATH or tcp:IP:PORT.", show_default=False
+    ),
+]
+
+
 @dataclass(slots=True)
 class Session:
     """What the options before the sub-command chose."""
@@ -50,7 +58,10 @@ class Session:
 
 
 def root(help_text: str) -> typer.Typer:
-    """A command with the options that all of virtkit's commands take."""
+    """A command with the options that all of virtkit's commands take.
+
+    A command with more registers a callback of its own, which takes this one's place.
+    """
     app = typer.Typer(
         help=help_text,
         no_args_is_help=True,
@@ -60,15 +71,7 @@ def root(help_text: str) -> typer.Typer:
     )
 
     @app.callback()
-    def options(
-        context: typer.Context,
-        db: Annotated[
-            str | None,
-            typer.Option(
-                help="Fabric database, such as unix:PATH or tcp:IP:PORT.", show_default=False
-            ),
-        ] = None,
-    ) -> None:
+    def options(context: typer.Context, db: DatabaseOption = None) -> None:
         context.obj = Session(settings.load(db=db))
 
     return app

@@ -27,10 +27,14 @@ class HostSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
 
 class CephSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`[ceph]`: the cluster, and the user that virtkit itself is there."""
+    """`[ceph]`: the cluster, the user that virtkit itself is there, and the deadline of commands.
+
+    `timeout_s`: a command of `svctl` in which nothing gets on for so long ends with an error.
+    """
 
     conf: str = "/etc/ceph/ceph.conf"
     user: str = "admin"
+    timeout_s: float = 120.0
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

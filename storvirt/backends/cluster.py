@@ -16,6 +16,7 @@ from typing import Any, Self
 import rados
 import rbd
 
+from storvirt.backends import activity
 from storvirt.model import ImagePath
 from tenancy.errors import AlreadyExists, BackendUnavailable, NotFound, Refused
 
@@ -39,17 +40,28 @@ class CommandFailed(Refused):
 class Cluster:
     """One connection to Ceph as virtkit's own user. Get one from `connect`."""
 
-    def __init__(self, handle: Any, conf: str, user: str) -> None:
+    def __init__(
+        self, handle: Any, conf: str, user: str, timeout_s: int, osd_timeout_s: int
+    ) -> None:
         self._rados = handle
         self.conf = conf
         self.user = user
+        self.timeout_s = timeout_s
+        self.osd_timeout_s = osd_timeout_s
 
     @classmethod
-    def connect(cls, conf: str, user: str, *, timeout_s: int = DEFAULT_TIMEOUT_S) -> Self:
+    def connect(
+        cls,
+        conf: str,
+        user: str,
+        *,
+        timeout_s: int = DEFAULT_TIMEOUT_S,
+        osd_timeout_s: int = OSD_TIMEOUT_S,
+    ) -> Self:
         """Connect as `client.<user>` with the configuration file `conf`.
 
-        Raises BackendUnavailable if no monitor answers within `timeout_s`, or the file or the
-        user's key is not there.
+        `timeout_s` bounds each wait for a monitor, `osd_timeout_s` each for an OSD. Raises
+        BackendUnavailable if no monitor answers, or the file or the user's key is not there.
         """
         if not Path(conf).is_file():
             raise BackendUnavailable(
@@ -63,14 +75,15 @@ class Cluster:
                 conf={
                     "client_mount_timeout": str(timeout_s),
                     "rados_mon_op_timeout": str(timeout_s),
-                    "rados_osd_op_timeout": str(OSD_TIMEOUT_S),
+                    "rados_osd_op_timeout": str(osd_timeout_s),
                     # Clones need no link that only virtkit's own user could write: see caps.
                     "rbd_default_clone_format": "2",
                     # librados tells the terminal about every slow monitor otherwise.
                     "log_to_stderr": "false",
                 },
             )
-            handle.connect()
+            with activity.waiting_for("a monitor"):
+                handle.connect()
         except rados.ObjectNotFound as error:
             raise BackendUnavailable(
                 f"Ceph knows no key for client.{user} through {conf}. Put its keyring beside it, "
@@ -85,7 +98,7 @@ class Cluster:
                 f"no Ceph monitor of {conf} answered within {timeout_s} s. Check that the "
                 "monitors run and can be reached from here."
             ) from error
-        return cls(handle, conf, user)
+        return cls(handle, conf, user, timeout_s, osd_timeout_s)
 
     def __enter__(self) -> Self:
         return self
@@ -157,12 +170,28 @@ class Cluster:
         return True
 
     def tool(self, program: str, *arguments: str) -> list[str]:
-        """The command line of one of Ceph's own programs for this cluster and user."""
+        """The command line of one of Ceph's own programs for this cluster and user.
+
+        It ends with the thread that starts it.
+        """
         bounds = [
-            f"--client-mount-timeout={DEFAULT_TIMEOUT_S}",
-            f"--rados-osd-op-timeout={OSD_TIMEOUT_S}",
+            f"--client-mount-timeout={self.timeout_s}",
+            f"--rados-mon-op-timeout={self.timeout_s}",
+            f"--rados-osd-op-timeout={self.osd_timeout_s}",
         ]
-        return [program, "--conf", self.conf, "--id", self.user, *bounds, *arguments]
+        # It must not outlive a command that is killed, or ended by its deadline.
+        return [
+            "setpriv",
+            "--pdeathsig",
+            "KILL",
+            program,
+            "--conf",
+            self.conf,
+            "--id",
+            self.user,
+            *bounds,
+            *arguments,
+        ]
 
     def monitors(self) -> list[tuple[str, int]]:
         """Host and port of each monitor, the newer protocol's port if there is one."""
@@ -178,7 +207,8 @@ class Cluster:
 def translated(what: str) -> Iterator[None]:
     """Turn the exceptions of librados and librbd about `what` into virtkit's."""
     try:
-        yield
+        with activity.waiting_for(what):
+            yield
     except (rados.ObjectNotFound, rbd.ImageNotFound) as error:
         raise NotFound(f"{what} does not exist in Ceph.") from error
     except (rados.ObjectExists, rbd.ImageExists) as error:

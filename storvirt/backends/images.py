@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import rbd
 
-from storvirt.backends.cluster import Cluster, translated
+from storvirt.backends import activity
+from storvirt.backends.cluster import SILENT, Cluster, translated
 from storvirt.model import ImageName, ImagePath, PoolName, SnapshotName, TenantName
-from tenancy.errors import AlreadyExists, Conflict, NotFound, Refused
+from tenancy.errors import AlreadyExists, BackendUnavailable, Conflict, NotFound, Refused
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,9 +62,11 @@ def remove(cluster: Cluster, path: ImagePath) -> None:
     """
     with translated(f"image {path}"), cluster.pool(path.pool, path.namespace) as context:
         try:
-            rbd.RBD().remove(context, path.name)
-        except rbd.ImageNotFound:
-            return
+            rbd.RBD().remove(context, path.name, on_progress=lambda *_: activity.progressed())
+        except rbd.ImageNotFound as error:
+            # librbd also says so when an OSD does not answer it, or the pool is full.
+            if cluster.object_exists(context, f"rbd_id.{path.name}"):
+                raise BackendUnavailable(f"image {path} is not deleted yet: {SILENT}") from error
         except rbd.ImageBusy as error:
             try:
                 opened = users(cluster, path)

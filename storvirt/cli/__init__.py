@@ -5,12 +5,40 @@ services are imported by the commands that run them, because loading librados ta
 all the rest of `svctl --help`.
 """
 
-from typing import NoReturn
+import os
+import sys
+from contextlib import suppress
+from typing import Annotated, NoReturn
 
-from storvirt.cli import heat, image, namespace, pin, place, pool, snapshot, status, tier
-from tenancy.cli import root, run, tenant_app
+import msgspec
+import typer
+
+from storvirt.cli import deadline, heat, image, namespace, pin, place, pool, snapshot, status, tier
+from tenancy import settings
+from tenancy.cli import DatabaseOption, Session, root, run, tenant_app
 
 app = root("Tenant disks on Ceph: pools, namespaces, images, tiers, placement.")
+
+
+@app.callback()
+def _options(
+    context: typer.Context,
+    db: DatabaseOption = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds in which nothing gets on before the command gives up.",
+            show_default="[ceph] timeout_s, or 120",
+        ),
+    ] = None,
+) -> None:
+    chosen = settings.load(db=db)
+    timeout_s = deadline.checked(chosen.ceph.timeout_s if timeout is None else timeout)
+    ceph = msgspec.structs.replace(chosen.ceph, timeout_s=timeout_s)
+    context.obj = Session(msgspec.structs.replace(chosen, ceph=ceph))
+    deadline.watch(timeout_s)
+
+
 app.add_typer(tenant_app(), name="tenant")
 app.add_typer(pool.app, name="pool")
 app.add_typer(namespace.app, name="namespace")
@@ -26,4 +54,12 @@ app.command("status")(status.status)
 
 def main() -> NoReturn:
     """Entry point of `svctl`."""
-    run(app)
+    try:
+        run(app)
+    except SystemExit as ended:
+        # Not through the interpreter's end: librados' own, in there, may wait for a cluster that
+        # does not answer, and threads, the deadline's among them, don't run any more.
+        with suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(ended.code if isinstance(ended.code, int) else 1)

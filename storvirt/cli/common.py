@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from storvirt.cli.deadline import bounded
 from tenancy.backends.fabric import Fabric
 from tenancy.cli import session
 
@@ -46,12 +47,18 @@ def fabric_and_ceph(
 
     Unless the command `talks` about how far it is, it is said now and then that it waits.
     """
-    from storvirt.backends.cluster import Cluster
+    from storvirt.backends.cluster import DEFAULT_TIMEOUT_S, OSD_TIMEOUT_S, Cluster
 
     chosen = session(context)
+    ceph = chosen.settings.ceph
     with (
         chosen.fabric() as fabric,
-        Cluster.connect(chosen.settings.ceph.conf, chosen.settings.ceph.user) as cluster,
+        Cluster.connect(
+            ceph.conf,
+            ceph.user,
+            timeout_s=bounded(DEFAULT_TIMEOUT_S, ceph.timeout_s),
+            osd_timeout_s=bounded(OSD_TIMEOUT_S, ceph.timeout_s),
+        ) as cluster,
         nullcontext() if talks else _reminders(),
     ):
         yield fabric, cluster

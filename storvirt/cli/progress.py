@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from storvirt.backends import activity
 from storvirt.cli.common import SILENCE_S, say
 
 # Off a terminal, a line for so many percent, or when there was none for some time.
@@ -17,16 +18,32 @@ def no_progress(_done: int, _total: int) -> None:
 
 @contextmanager
 def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A function that takes how much is done and how much there is: bytes, or objects."""
+    """A function that takes how much is done and how much there is: bytes, or objects.
+
+    More done begins the command's deadline anew.
+    """
     if not sys.stderr.isatty():
-        yield _plain(what)
+        yield _noted(_plain(what))
         return
     from rich.console import Console
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        yield _noted(lambda done, total: bar.update(task, completed=done, total=total))
+
+
+def _noted(tell: Callable[[int, int], None]) -> Callable[[int, int], None]:
+    most = 0
+
+    def tell_and_note(done: int, total: int) -> None:
+        nonlocal most
+        if done > most:
+            most = done
+            activity.progressed()
+        tell(done, total)
+
+    return tell_and_note
 
 
 def _plain(what: str) -> Callable[[int, int], None]:
