@@ -6,7 +6,7 @@ from pathlib import Path
 
 from storvirt import hypervisor
 from storvirt.backends import images, importer
-from storvirt.backends.cluster import DEFAULT_TIMEOUT_S, OSD_TIMEOUT_S, Cluster
+from storvirt.backends.cluster import Cluster
 from storvirt.model import (
     Image,
     ImageName,
@@ -77,7 +77,7 @@ def _copy_in(
 
     def make(target: ImagePath) -> None:
         connection = attaching.connection(cluster, entry, target)
-        conf = hypervisor.client_conf(connection, DEFAULT_TIMEOUT_S, OSD_TIMEOUT_S)
+        conf = hypervisor.client_conf(connection, cluster.timeout_s, cluster.osd_timeout_s)
         start = _begin(cluster, target, source.size_bytes, say)
         # Held open: another svctl sees by it that this one is alive.
         with cluster.image(target) as handle:
