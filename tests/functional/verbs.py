@@ -23,6 +23,7 @@ BY_NAME = {
     "ref": "disk@kept",
     "parent": "disk@kept",
     "size": "8MiB",
+    "to": "/tmp/virtkit-verbs-{tenant}",
     "yes": True,
 }
 
@@ -45,7 +46,7 @@ SPECIAL: dict[tuple[str, ...], list[str]] = {
     ("image", "resize"): ["disk", "--size", "16MiB", "--tenant", "{tenant}"],
     ("snapshot", "create"): ["disk@new", "--tenant", "{tenant}"],
     ("snapshot", "delete"): ["disk@gone", "--tenant", "{tenant}", "--yes"],
-    ("namespace", "create"): ["{tenant}-3", "--pool", "{pool}"],
+    ("namespace", "create"): ["{tenant}-4", "--pool", "{pool}"],
     ("namespace", "delete"): ["{tenant}-4", "--pool", "{pool}", "--yes"],
     ("tier", "create"): ["{pool}", "--cache", "{pool}-gone"],
 }
