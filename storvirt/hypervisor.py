@@ -20,7 +20,10 @@ from storvirt.model import ImagePath
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Connection:
-    """How to reach an image: the cluster, where in it, and as whom. `secret` is the key, base64."""
+    """How to reach an image: the cluster, where in it, and as whom. `secret` is the key, base64.
+
+    `conf_file` is what the client reads as its ceph.conf, if it is not the default one.
+    """
 
     fsid: str
     monitors: Sequence[tuple[str, int]]
@@ -28,6 +31,7 @@ class Connection:
     user: str
     secret: str
     image_id: UUID
+    conf_file: str | None = None
 
     @property
     def node(self) -> str:
@@ -42,7 +46,9 @@ def key_file_name(connection: Connection) -> str:
 
 def qemu_blockdev(connection: Connection) -> dict[str, object]:
     """The block node, as -blockdev and QMP's blockdev-add take it."""
+    conf = {} if connection.conf_file is None else {"conf": connection.conf_file}
     return {
+        **conf,
         "driver": "rbd",
         "node-name": connection.node,
         "pool": connection.path.pool,

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +13,7 @@ from storvirt import hypervisor
 from storvirt.cli.common import TenantOption, fabric_and_ceph, say
 from storvirt.hypervisor import Connection
 from storvirt.model import image_name
+from storvirt.reading import client_location
 from tenancy.cli import Format, Output, show
 from tenancy.errors import InvalidRequest
 
@@ -33,15 +35,27 @@ def attach(
     pci_slot: Annotated[
         int, typer.Option(min=1, max=31, help="For libvirt: another for each disk of a domain.")
     ] = 0x10,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            help="Where the guest runs, for the read policy localize; needs --write-dir.",
+            show_default=False,
+        ),
+    ] = None,
     output: Output = Format.TABLE,
 ) -> None:
     """Print what a hypervisor needs, the tenant's key included."""
     from storvirt.service import attaching
 
     wanted = image_name(name)
+    if host is not None and write_dir is None:
+        raise InvalidRequest("--host is told the client in a file. Say where: --write-dir.")
     with fabric_and_ceph(context) as (fabric, cluster):
         connection = attaching.attach(fabric, cluster, tenant, wanted)
+        location = None if host is None else attaching.location(fabric, cluster, host)
     where = _write(connection, write_dir) if write_dir else Path()
+    if location is not None:
+        connection = replace(connection, conf_file=str(_write_location(where, location)))
     key_file = str(where / hypervisor.key_file_name(connection))
     if output is not Format.TABLE:
         show(
@@ -56,6 +70,19 @@ def attach(
     if not write_dir:
         say(f"The key is below; put it in {key_file} with mode 0600, or give --write-dir.")
         print(connection.secret)
+
+
+def _write_location(directory: Path, host: str) -> Path:
+    path = directory / f"client-on-{host}.conf"
+    draft = directory / f".{path.name}.{os.getpid()}"
+    try:
+        draft.write_text(client_location(host))
+        draft.rename(path)
+    except OSError as error:
+        raise InvalidRequest(
+            f"directory {directory} cannot be written: {error.strerror}. Choose another."
+        ) from error
+    return path
 
 
 def _document(

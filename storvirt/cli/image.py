@@ -11,6 +11,7 @@ from storvirt.cli.bulk import first_failure, named, show_outcome
 from storvirt.cli.common import MaybeTenant, PoolOption, TenantOption, fabric_and_ceph, say
 from storvirt.cli.export import export
 from storvirt.cli.progress import no_progress, progress_bar
+from storvirt.cli.reading import read_policy
 from storvirt.model import (
     Image,
     State,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Tenants' disks.", no_args_is_help=True)
 app.command("attach")(attach)
+app.command("read-policy")(read_policy)
 app.command("export")(export)
 
 _COLUMNS = ["tenant", "name", "size", "pool", "state", "parent"]

@@ -1,11 +1,11 @@
 """What a hypervisor needs to open an image, gathered from the fabric and the cluster."""
 
 from storvirt import caps
-from storvirt.backends import keys
+from storvirt.backends import keys, osdmaps
 from storvirt.backends.cluster import Cluster
 from storvirt.hypervisor import Connection
 from storvirt.model import ImageName, ImagePath
-from storvirt.service import catalog
+from storvirt.service import catalog, placing
 from storvirt.service.catalog import ImageEntry
 from tenancy.backends.fabric import Fabric
 from tenancy.errors import VerificationFailed
@@ -15,6 +15,11 @@ def attach(fabric: Fabric, cluster: Cluster, tenant: str, name: ImageName) -> Co
     """The connection of a ready image, as its tenant."""
     entry = catalog.ready_image(fabric, tenant, name)
     return connection(cluster, entry, entry.record.path)
+
+
+def location(fabric: Fabric, cluster: Cluster, host: str) -> str:
+    """The CRUSH host of a client on `host`. Raises NotFound or Refused."""
+    return placing.crush_host(fabric, osdmaps.read(cluster), host)
 
 
 def connection(cluster: Cluster, entry: ImageEntry, path: ImagePath) -> Connection:
