@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 
-from lab import ceph, ceph_conf, fabric, inventory, underlay
+from lab import ceph, ceph_conf, fabric, inventory, latency, underlay
 from lab.host import CTL, Host, boot
 from lab.state import Plan, Record
 
@@ -95,7 +95,11 @@ class _Builder:
         if monitor is not None:
             disk = self._pool.submit(ceph.create_osd, host, self._conf, self._keys)
         underlay.write_names(host, self._plan.host_names)
-        underlay.connect(self._ctl, host, self._plan.underlay_mtu)
+        underlay.connect(
+            self._ctl, host, self._plan.underlay_mtu, relayed=self._plan.latency_us > 0
+        )
+        if self._plan.latency_us:
+            self._ctl.start(latency.relay_name(name))
         host.start("ovsdb-server")
         host.start("ovs-vswitchd")
         self._report(f"{name}: Open vSwitch")

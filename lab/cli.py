@@ -51,12 +51,19 @@ def up(
     ceph: Annotated[bool, typer.Option("--ceph", help="A Ceph cluster, one OSD a host.")] = False,
     agents: Annotated[bool, typer.Option("--agents/--no-agents", help="Node agents.")] = True,
     underlay_mtu: Annotated[int, typer.Option(help="Bytes.")] = 1500,
+    latency_us: Annotated[int, typer.Option(help="From one host to another, one way.")] = 0,
 ) -> None:
     """Make a lab, or start again what has ended in it."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # undo, as for Ctrl-C
     try:
         lab = Lab.up(
-            name, hosts=hosts, ceph=ceph, agents=agents, underlay_mtu=underlay_mtu, report=_talk
+            name,
+            hosts=hosts,
+            ceph=ceph,
+            agents=agents,
+            underlay_mtu=underlay_mtu,
+            latency_us=latency_us,
+            report=_talk,
         )
     except KeyboardInterrupt:
         raise Refused(f"lab {name}: interrupted; what had been made is removed.") from None

@@ -1,6 +1,6 @@
 """Which daemons each host of a lab has, in the order in which they start."""
 
-from lab import ceph, fabric, ovs, state, underlay
+from lab import ceph, fabric, latency, ovs, state, underlay
 from lab.daemon import Daemon
 from lab.host import CTL, Host
 from lab.state import Plan, Record
@@ -18,7 +18,12 @@ def host(record: Record, plan: Plan, name: str) -> Host:
 def daemons(plan: Plan, host: str) -> tuple[Daemon, ...]:
     """The daemons of one host, `ctl` included."""
     if host == CTL:
-        return (fabric.database(), *(ceph.control_daemons() if plan.ceph else ()))
+        relays = (latency.relay(name, plan.latency_us) for name in plan.host_names)
+        return (
+            *(relays if plan.latency_us else ()),
+            fabric.database(),
+            *(ceph.control_daemons() if plan.ceph else ()),
+        )
     return (
         *ovs.daemons(plan.underlay_mtu),
         *((ceph.osd_daemon(host),) if plan.ceph else ()),

@@ -46,14 +46,23 @@ class Lab:
         ceph: bool = False,
         agents: bool = True,
         underlay_mtu: int = 1500,
+        latency_us: int = 0,
         report: Report = _silent,
     ) -> Self:
         """The lab, made if need be.
 
         If it is up, what has ended in it is started again. What a killed `up` left is removed
         first. If it can't be made, nothing of it is left. Refused if it is up and not as asked.
+        `latency_us` is what a frame takes from one host to another, see `lab.latency`.
         """
-        plan = Plan(name=name, hosts=hosts, ceph=ceph, agents=agents, underlay_mtu=underlay_mtu)
+        plan = Plan(
+            name=name,
+            hosts=hosts,
+            ceph=ceph,
+            agents=agents,
+            underlay_mtu=underlay_mtu,
+            latency_us=latency_us,
+        )
         record = Record(name)
         with record.locked() as lock:
             present = record.plan()
@@ -146,6 +155,7 @@ def _refuse_another(present: Plan, asked: Plan) -> None:
     if msgspec.structs.replace(present, phase=asked.phase) != asked:
         has = f"{present.hosts} hosts, {'with' if present.ceph else 'without'} Ceph, "
         has += f"{'with' if present.agents else 'without'} agents, MTU {present.underlay_mtu}"
+        has += f", {present.latency_us} us between hosts" if present.latency_us else ""
         raise Refused(
             f"lab {present.name} is up with {has}. "
             f"Take it down first: virtlab down --name {present.name}."

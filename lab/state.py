@@ -24,6 +24,7 @@ from tenancy.errors import InvalidRequest, NotFound, Refused
 
 DEFAULT_NAME = "lab"
 MAX_HOSTS = 64
+MAX_LATENCY_US = 1_000_000
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
 _PLAN = "plan.json"
@@ -38,6 +39,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     ceph: bool
     agents: bool
     underlay_mtu: int
+    latency_us: int = 0
     phase: Literal["starting", "up"] = "starting"
 
     def __post_init__(self) -> None:
@@ -51,6 +53,11 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
             raise InvalidRequest(
                 f"lab {self.name}: underlay MTU {self.underlay_mtu} is out of range. "
                 "Choose 1280 to 65000."
+            )
+        if not 0 <= self.latency_us <= MAX_LATENCY_US:
+            raise InvalidRequest(
+                f"lab {self.name}: a latency of {self.latency_us} us is out of range. "
+                f"Choose 0 to {MAX_LATENCY_US}."
             )
 
     @property

@@ -15,6 +15,7 @@ from pathlib import Path
 from pyroute2 import IPRoute
 from pyroute2.netlink.rtnl.ifinfmsg import IFF_NOARP, IFF_UP
 
+from lab import latency
 from lab.host import CTL, Host
 from lab.linux import Namespace
 
@@ -51,13 +52,23 @@ def create_switch(ctl: Host, mtu_bytes: int) -> None:
     ctl.call(create, namespaces=Namespace.NET)
 
 
-def connect(ctl: Host, host: Host, mtu_bytes: int) -> None:
-    """Give the host its uplink."""
+def connect(ctl: Host, host: Host, mtu_bytes: int, *, relayed: bool = False) -> None:
+    """Give the host its uplink: to the switch, or to a link that a relay carries to it."""
 
     def create() -> None:
         with IPRoute() as routes:
             peer = {"ifname": UPLINK, "net_ns_pid": host.process.pid}
-            routes.link("add", ifname=host.name, kind="veth", peer=peer)
+            if relayed:
+                near, far = latency.near_link(host.name), latency.far_link(host.name)
+                routes.link("add", ifname=near, kind="veth", peer=peer)
+                routes.link("add", ifname=host.name, kind="veth", peer={"ifname": far})
+                for link in (near, far):
+                    with contextlib.suppress(FileNotFoundError):
+                        Path(f"/proc/sys/net/ipv6/conf/{link}/disable_ipv6").write_text("1")
+                    routes.link("set", index=_index(routes, link), mtu=mtu_bytes, state="up")
+                    _checksum_in_software(link)
+            else:
+                routes.link("add", ifname=host.name, kind="veth", peer=peer)
             port = _index(routes, host.name)
             routes.link("set", index=port, mtu=mtu_bytes, master=_index(routes, BRIDGE), state="up")
             _checksum_in_software(host.name)
