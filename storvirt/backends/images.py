@@ -99,15 +99,6 @@ def note(cluster: Cluster, path: ImagePath, key: str) -> str | None:
             return None
 
 
-def remove_note(cluster: Cluster, path: ImagePath, key: str) -> bool:
-    """Take a note out of the image's metadata; False if it is not there."""
-    with cluster.image(path) as image:
-        if key not in dict(image.metadata_list()):
-            return False
-        image.metadata_remove(key)
-        return True
-
-
 def describe(cluster: Cluster, path: ImagePath) -> ImageFacts:
     """The image as Ceph has it. Raises NotFound."""
     with cluster.image(path, read_only=True) as image:

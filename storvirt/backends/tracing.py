@@ -20,6 +20,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import IO
 
+from storvirt.backends import activity
 from storvirt.heat import Read
 from storvirt.model import ImagePath
 from tenancy.errors import BackendUnavailable, InvalidRequest
@@ -33,6 +34,7 @@ _BASE = "image"
 # An emulated guest that waits takes less than this share of a processor.
 _IDLE = 0.1
 _LOOK_AGAIN_S = 0.5
+_REPORT_S = 5.0
 
 _OPENED = re.compile(rb"bdrv_open_common bs (0x[0-9a-f]+) .*format_name \"?rbd\"?")
 _READ = re.compile(
@@ -232,8 +234,10 @@ def _lines(stream: IO[bytes], patience: _Patience) -> Iterator[bytes | None]:
     with selectors.DefaultSelector() as selector:
         selector.register(stream, selectors.EVENT_READ)
         while True:
+            # The wait has a bound of its own, which may be longer than the command's deadline.
+            activity.progressed()
             left_s = patience.left_s
-            if left_s <= 0 or not selector.select(left_s):
+            if left_s <= 0 or not selector.select(min(left_s, _REPORT_S)):
                 if patience.left_s > 0:
                     continue
                 yield None

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from storvirt import heat
-from storvirt.backends import images, layers, tracing
+from storvirt.backends import images, layers, notes, tracing
 from storvirt.backends.cluster import DEFAULT_TIMEOUT_S, OSD_TIMEOUT_S, Cluster
 from storvirt.backends.tracing import BootRequest, Ended
 from storvirt.heat import HeatMap, Read
@@ -105,7 +105,7 @@ def show(fabric: Fabric, cluster: Cluster, tenant: str, name: ImageName) -> Heat
 def forget(fabric: Fabric, cluster: Cluster, tenant: str, name: ImageName) -> bool:
     """Remove the image's own heat map; False if it had none."""
     path = catalog.ready_image(fabric, tenant, name).record.path
-    return images.remove_note(cluster, path, heat.KEY)
+    return notes.remove(cluster, path, heat.KEY)
 
 
 def _keep(
@@ -114,7 +114,7 @@ def _keep(
     path = entry.record.path
     (layer, *_) = layers.read(cluster, path)
     found = heat.collect(layer.id, layer.layout.object_bytes, int(time.time()), reads)
-    images.set_note(cluster, path, heat.KEY, heat.encode(found))
+    notes.put(cluster, path, heat.KEY, heat.encode(found))
     return HeatReport(image=str(path), recorded_on=str(path), heat=found, ended=ended)
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from storvirt.backends import images, layers, osdmaps, replicas
+from storvirt.backends import layers, notes, osdmaps, replicas
 from storvirt.backends.cluster import Cluster
 from storvirt.layout import Layer, first_served, held
 from storvirt.model import ImageName
@@ -40,7 +40,7 @@ def set_policy(
     newest = osdmaps.read(cluster)
     settled = 0
     if policy is ReadPolicy.PRIMARY:
-        images.remove_note(cluster, path, KEY)
+        notes.remove(cluster, path, KEY)
     else:
         coded = [one for one in generations if not newest.pool(one.pool).replicated]
         if coded:
@@ -48,14 +48,14 @@ def set_policy(
                 f"image {name}: the data of {coded[0].image} is in pool {coded[0].pool}, which is "
                 "erasure-coded, so only its primaries can answer. Leave the policy at primary."
             )
-        images.set_note(cluster, path, KEY, policy)
+        notes.put(cluster, path, KEY, policy)
         settled = _settle(cluster, newest, _groups(newest, generations))
     return PolicyReport(
         image=str(path),
         policy=policy,
         settled=settled,
         parents={
-            one.image: policy_of(images.note(cluster, one.path, KEY)) for one in generations[1:]
+            one.image: policy_of(notes.get(cluster, one.path, KEY)) for one in generations[1:]
         },
     )
 
