@@ -33,7 +33,7 @@ def build(record: Record, plan: Plan, lock: int, report: Report) -> None:
     # A host needs a thread for itself and one for its OSD's disk.
     with ThreadPoolExecutor(max_workers=2 * plan.hosts + 4) as pool:
         try:
-            fabric.write_settings(ctl)
+            fabric.write_settings(ctl, secured=plan.tls)
             underlay.write_names(ctl, plan.host_names)
             underlay.create_switch(ctl, plan.underlay_mtu)
             _Builder(record, plan, ctl, pool, timed).run()
@@ -72,6 +72,8 @@ class _Builder:
             step.result()
 
     def _start_database(self) -> None:
+        if self._plan.tls:
+            fabric.certify(self._ctl, self._ctl)
         self._ctl.start("fabric")
         self._report("ctl: fabric database")
 
@@ -90,7 +92,9 @@ class _Builder:
     def _make_host(self, name: str, database: Future[None], monitor: Future[None] | None) -> None:
         boot(self._record, name, within=self._ctl, lock=None)
         host = inventory.host(self._record, self._plan, name)
-        fabric.write_settings(host)
+        fabric.write_settings(host, secured=self._plan.tls)
+        if self._plan.tls:
+            fabric.certify(self._ctl, host)
         disk = None
         if monitor is not None:
             disk = self._pool.submit(ceph.create_osd, host, self._conf, self._keys)

@@ -52,6 +52,9 @@ def up(
     agents: Annotated[bool, typer.Option("--agents/--no-agents", help="Node agents.")] = True,
     underlay_mtu: Annotated[int, typer.Option(help="Bytes.")] = 1500,
     latency_us: Annotated[int, typer.Option(help="From one host to another, one way.")] = 0,
+    tls: Annotated[
+        bool, typer.Option("--tls", help="Hosts come in to the database with certificates.")
+    ] = False,
 ) -> None:
     """Make a lab, or start again what has ended in it."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # undo, as for Ctrl-C
@@ -63,6 +66,7 @@ def up(
             agents=agents,
             underlay_mtu=underlay_mtu,
             latency_us=latency_us,
+            tls=tls,
             report=_talk,
         )
     except KeyboardInterrupt:

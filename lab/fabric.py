@@ -1,11 +1,13 @@
 """The fabric's daemons in a lab: the database in `ctl`, an agent in every host, their settings."""
 
+import shutil
 from pathlib import Path
 
 from lab import ovs, underlay
 from lab.daemon import Daemon
 from lab.host import CTL, Host
-from tenancy.backends import embedded
+from tenancy.backends import embedded, pki, tls
+from tenancy.pki import DEFAULT_DAYS, Kind
 
 _SOCKET = "/run/virtkit/fabric.sock"
 _DATABASE = Path("/var/lib/virtkit/fabric.db")
@@ -13,14 +15,17 @@ _PORT = 6640
 _AGENT_READY = "/run/virtkit/agent.ready"
 
 
-def database() -> Daemon:
-    """The fabric database: on a unix socket for `ctl`, on TCP for the hosts."""
-    remotes = (f"punix:{_SOCKET}", f"ptcp:{_PORT}:{underlay.CTL_ADDRESS}")
+def database(*, secured: bool) -> Daemon:
+    """The fabric database: on a unix socket for `ctl`, on TCP for the hosts, with TLS if asked."""
+    own, port = f"punix:{_SOCKET}", f"{_PORT}:{underlay.CTL_ADDRESS}"
+    remotes = (own,) if secured else (own, f"ptcp:{port}")
+    doors = (f"pssl:{port}",) if secured else ()
+    certificates = embedded.DEFAULT_CERTIFICATES if secured else None
     return Daemon(
         name="fabric",
-        argv=tuple(embedded.argv(_DATABASE, remotes, Path("/run/virtkit"))),
+        argv=tuple(embedded.argv(_DATABASE, remotes, Path("/run/virtkit"), certificates)),
         log="/var/log/virtkit/fabric.log",
-        before=lambda ctl: ctl.call(lambda: embedded.prepare(_DATABASE)),
+        before=lambda ctl: ctl.call(lambda: embedded.prepare(_DATABASE, doors)),
         ready=lambda ctl: ovs.accepts(ctl, _SOCKET),
     )
 
@@ -36,9 +41,20 @@ def agent() -> Daemon:
     )
 
 
-def write_settings(host: Host) -> None:
+def certify(ctl: Host, host: Host) -> None:
+    """Give a host, or `ctl` as the database's server, its certificates. `ctl` has the authorities,
+    and must be the first."""
+    authorities = ctl.path(str(pki.DEFAULT_DIRECTORY))
+    pki.init(authorities)
+    kind = Kind.SERVER if host.name == CTL else Kind.HOST
+    issued = pki.issue(authorities, kind, host.name, days=DEFAULT_DAYS)
+    shutil.copytree(issued, host.path(str(tls.DEFAULT_DIRECTORY)), dirs_exist_ok=True)
+
+
+def write_settings(host: Host, *, secured: bool) -> None:
     """Write the host's virtkit.toml, for the agent and the operator commands there."""
-    db = f"unix:{_SOCKET}" if host.name == CTL else f"tcp:{underlay.CTL_ADDRESS}:{_PORT}"
+    kind = "ssl" if secured else "tcp"
+    db = f"unix:{_SOCKET}" if host.name == CTL else f"{kind}:{underlay.CTL_ADDRESS}:{_PORT}"
     host.path("/etc/virtkit/virtkit.toml").write_text(
         f'''db = "{db}"
 

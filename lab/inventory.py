@@ -21,7 +21,7 @@ def daemons(plan: Plan, host: str) -> tuple[Daemon, ...]:
         relays = (latency.relay(name, plan.latency_us) for name in plan.host_names)
         return (
             *(relays if plan.latency_us else ()),
-            fabric.database(),
+            fabric.database(secured=plan.tls),
             *(ceph.control_daemons() if plan.ceph else ()),
         )
     return (

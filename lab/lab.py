@@ -47,6 +47,7 @@ class Lab:
         agents: bool = True,
         underlay_mtu: int = 1500,
         latency_us: int = 0,
+        tls: bool = False,
         report: Report = _silent,
     ) -> Self:
         """The lab, made if need be.
@@ -62,6 +63,7 @@ class Lab:
             agents=agents,
             underlay_mtu=underlay_mtu,
             latency_us=latency_us,
+            tls=tls,
         )
         record = Record(name)
         with record.locked() as lock:
@@ -156,6 +158,7 @@ def _refuse_another(present: Plan, asked: Plan) -> None:
         has = f"{present.hosts} hosts, {'with' if present.ceph else 'without'} Ceph, "
         has += f"{'with' if present.agents else 'without'} agents, MTU {present.underlay_mtu}"
         has += f", {present.latency_us} us between hosts" if present.latency_us else ""
+        has += ", with TLS" if present.tls else ""
         raise Refused(
             f"lab {present.name} is up with {has}. "
             f"Take it down first: virtlab down --name {present.name}."

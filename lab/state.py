@@ -40,6 +40,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     agents: bool
     underlay_mtu: int
     latency_us: int = 0
+    tls: bool = False
     phase: Literal["starting", "up"] = "starting"
 
     def __post_init__(self) -> None:

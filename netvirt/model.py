@@ -1,7 +1,7 @@
 """Networks, ports and hosts as the fabric knows them. Pure records; invariants hold from birth."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -154,6 +154,8 @@ class Binding:
 class Port:
     """A place on a network for one container or VM, or for a host itself, with an address in each
     subnet.
+
+    `host` is the only one that may hold it; without one, the host with the latest claim does.
     """
 
     id: PortId
@@ -163,6 +165,7 @@ class Port:
     mac: Mac
     kind: PortKind
     addresses: tuple[IPAddress, ...] = ()
+    host: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -209,7 +212,11 @@ def host_port_name(host: str) -> str:
     return f"host-{host}"
 
 
-def holder(bindings: "tuple[Binding, ...] | list[Binding]") -> Binding | None:
-    """The binding that says where a port is now."""
-    active = [binding for binding in bindings if binding.active]
+def holder(bindings: Iterable[Binding], only: str | None = None) -> Binding | None:
+    """The binding that says where a port is now; of one that `only` a host may hold, that host's.
+
+    A host can write a claim to any port, whoever has its key: so it is for the others to pass
+    over what it must not claim.
+    """
+    active = [one for one in bindings if one.active and only in (None, one.host)]
     return max(active, key=lambda binding: (binding.claim, binding.host), default=None)

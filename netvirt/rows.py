@@ -29,8 +29,8 @@ AGENT_COLUMNS = {
     "Fabric": ("cfg",),
     "Network": ("tenant", "name", "overlay", "segment_id", "mtu", "host_access", "labels"),
     "Subnet": ("network", "cidr", "gateway", "pools", "dns", "dhcp"),
-    "Port": ("tenant", "network", "name", "mac", "kind", "labels"),
-    "Address": ("network", "port", "ip"),
+    "Port": ("tenant", "network", "name", "mac", "kind", "host", "labels"),
+    "Address": ("network", "port", "ip", "host"),
     "Binding": ("port", "network", "host", "claim", "active"),
     "Attachment": ("host", "conflist", "container", "interface", "netns", "port", "network"),
     "Host": (
@@ -84,7 +84,14 @@ def port(row: Row, addresses: Iterable[Row]) -> Port:
         name=row["name"],
         mac=Mac.parse(row["mac"]),
         kind=PortKind(row["kind"]),
-        addresses=tuple(sorted((ip_address(address["ip"]) for address in addresses), key=_order)),
+        # A host that writes an address to a port not its own has written nothing.
+        addresses=tuple(
+            sorted(
+                (ip_address(one["ip"]) for one in addresses if one["host"] == row["host"]),
+                key=_order,
+            )
+        ),
+        host=row["host"],
         labels=row["labels"],
     )
 

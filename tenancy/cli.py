@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
 from tenancy import service, settings
+from tenancy.backends import tls
 from tenancy.backends.fabric import Fabric
 from tenancy.errors import InvalidRequest, VirtkitError
 from tenancy.model import UNLIMITED, Resource, Tenant
@@ -40,7 +42,7 @@ Labels = Annotated[list[str] | None, typer.Option("--label", help="KEY=VALUE, re
 DatabaseOption = Annotated[
     str | None,
     typer.Option(
-        "--db", help="Fabric database, such as unix:PATH or tcp:IP:PORT.", show_default=False
+        "--db", help="Fabric database, such as unix:PATH or ssl:IP:PORT.", show_default=False
     ),
 ]
 
@@ -53,8 +55,13 @@ class Session:
 
     @contextmanager
     def fabric(self) -> Iterator[Fabric]:
+        self.use_certificates()
         with Fabric.connect(self.settings.db) as fabric:
             yield fabric
+
+    def use_certificates(self) -> None:
+        """Let this process connect over TLS, if the database is reached that way."""
+        tls.use(Path(self.settings.tls.directory), self.settings.db)
 
 
 def root(help_text: str) -> typer.Typer:

@@ -13,7 +13,7 @@ _SIZE = re.compile(r"(\d+)\s*([KMGTP]i?)?B?", re.IGNORECASE)
 _BINARY_PREFIXES = "KMGTP"
 LONGEST_SHOWN = 70
 # ovsdb(7), "Connection Methods", of the active kind.
-_REMOTE = re.compile(r"unix:.+|tcp:(?:\[[0-9a-fA-F:.]+\]|[^:\[\]\s]+):(\d{1,5})")
+_REMOTE = re.compile(r"unix:.+|(?:tcp|ssl):(?:\[[0-9a-fA-F:.]+\]|[^:\[\]\s]+):(\d{1,5})")
 
 
 def validate_name(kind: str, text: str) -> str:
@@ -42,13 +42,15 @@ def parse_size(what: str, text: str) -> int:
 
 
 def validate_remotes(text: str) -> str:
-    """`text`, if it says where a database is: one or several of unix:PATH and tcp:HOST:PORT."""
+    """`text`, if it says where a database is: unix:PATH, tcp:HOST:PORT, ssl:HOST:PORT, or several
+    of them.
+    """
     for remote in text.split(","):
         found = _REMOTE.fullmatch(remote)
         if not found or int(found[1] or 1) not in range(1, 2**16):
             raise InvalidRequest(
                 f"database {text!r}: {remote!r} is not an address of one. Write unix:PATH or "
-                "tcp:IP:PORT, several with a comma between them."
+                "ssl:IP:PORT (tcp: without TLS), several with a comma between them."
             )
     return text
 

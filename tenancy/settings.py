@@ -37,12 +37,19 @@ class CephSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     timeout_s: float = 120.0
 
 
+class TlsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[tls]`: where key.pem, cert.pem and ca.pem are, for a database named `ssl:`."""
+
+    directory: str = "/etc/virtkit/tls"
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The whole of virtkit.toml."""
 
     db: str = DEFAULT_DB
     host: HostSettings = msgspec.field(default_factory=HostSettings)
     ceph: CephSettings = msgspec.field(default_factory=CephSettings)
+    tls: TlsSettings = msgspec.field(default_factory=TlsSettings)
 
 
 def load(
@@ -51,7 +58,10 @@ def load(
     file: Path = DEFAULT_FILE,
     environment: Mapping[str, str] = os.environ,
 ) -> Settings:
-    """The settings in force. `db` is the --db option; VIRTKIT_DB comes next, then the file."""
+    """The settings in force. `db` is the --db option; VIRTKIT_DB comes next, then the file.
+
+    VIRTKIT_TLS names the directory of certificates before the file does.
+    """
     try:
         text = file.read_text()
     except FileNotFoundError:
@@ -68,4 +78,6 @@ def load(
     except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         raise InvalidRequest(f"{file}: {error}. Correct the file.") from error
     chosen = db or environment.get("VIRTKIT_DB") or settings.db
-    return msgspec.structs.replace(settings, db=validate_remotes(chosen))
+    certificates = environment.get("VIRTKIT_TLS")
+    secured = TlsSettings(directory=certificates) if certificates else settings.tls
+    return msgspec.structs.replace(settings, db=validate_remotes(chosen), tls=secured)

@@ -129,6 +129,7 @@ class Agent:
         self._secluded: set[tuple[str, int | None]] = set()
         self._seclusion_due = 0.0
         self._databases_heard: dict[str, bool] = {}
+        self._refused: str | None = None
         self._heartbeat_due = 0.0
         self._ready_file = config.run_dir / "agent.ready"
         self._ready = False
@@ -351,6 +352,10 @@ class Agent:
         self._greeted = (self._greeted | frozenset(endpoints)) & self._knowledge.endpoints()
 
     def _write_rows(self) -> None:
+        if self._watch.write_refused != self._refused:
+            self._refused = self._watch.write_refused
+            if self._refused is not None:
+                log.error("fabric database refuses what this host reports", reason=self._refused)
         if not self._watch.settled or self._watch.writing or not self._switch.connected:
             return
         if self._interfaces_seen is None:
@@ -374,6 +379,7 @@ class Agent:
             port: knowledge.ports[port].network
             for port in knowledge.interfaces
             if knowledge.is_stored(port)
+            and knowledge.ports[port].host in (None, knowledge.host_name)
         }
         claims, withdrawn = bindings.decide(
             self._config.host_name,

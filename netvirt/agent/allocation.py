@@ -148,6 +148,7 @@ class PortOrder:
             mac=plan.mac or allocate.mac_of(chosen[0]),
             kind=plan.kind,
             addresses=tuple(chosen),
+            host=plan.host,
             labels=plan.labels,
         )
 
@@ -165,12 +166,13 @@ class PortOrder:
                 "name": port.name,
                 "mac": str(port.mac),
                 "kind": port.kind,
+                "host": port.host,
                 "labels": port.labels,
             },
         )
         for address, subnet in zip(port.addresses, plan.network.subnets, strict=True):
             columns: dict[str, Any] = {"network": network, "subnet": subnet.id, "port": port.id}
-            changes.insert("Address", {**columns, "ip": str(address)})
+            changes.insert("Address", {**columns, "ip": str(address), "host": port.host})
         bound = {"port": port.id, "network": network, "host": plan.host}
         changes.insert("Binding", {**bound, "claim": 1, "active": True})
         if plan.attachment is not None:

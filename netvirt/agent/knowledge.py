@@ -168,15 +168,18 @@ class Knowledge:
         An interface here, or one that is announced, counts unless another host has made a later
         claim.
         """
-        held_by = holder(list(self.bindings.get(port_id, {}).values()))
+        port = self.ports.get(port_id)
+        only = port.host if port else None
+        held_by = holder(self.bindings.get(port_id, {}).values(), only)
         interface = self.interfaces.get(port_id)
         announced, _ = self._announced.get(port_id, (None, None))
         ofport = interface.ofport if interface is not None else announced
+        if only not in (None, self.host_name):
+            ofport = None
         if ofport is not None and (held_by is None or held_by.host == self.host_name):
             return Local(ofport)
         if held_by is None or held_by.host == self.host_name:
             return None
-        port = self.ports.get(port_id)
         host = self.hosts.get(held_by.host)
         network = self.networks.get(port.network) if port else None
         if host is None or host.tunnel_ip is None or network is None:

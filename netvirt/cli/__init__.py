@@ -1,6 +1,6 @@
 """`nvctl`: what operators type. An edge: it parses, calls a service, and prints."""
 
-from netvirt.cli import agent, cni, db, host, network, port
+from netvirt.cli import agent, cni, db, host, network, pki, port
 from tenancy import cli
 
 
@@ -12,5 +12,6 @@ def main() -> None:
     app.add_typer(host.app, name="host")
     app.add_typer(agent.app, name="agent")
     app.add_typer(db.app, name="db")
+    app.add_typer(pki.app, name="pki")
     app.add_typer(cni.app, name="cni")
     cli.run(app)

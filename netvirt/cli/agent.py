@@ -41,6 +41,7 @@ def run(
         )
     if datapath not in (None, KERNEL, USERSPACE):
         raise InvalidRequest(f"datapath {datapath!r} is none. Choose {KERNEL} or {USERSPACE}.")
+    session(context).use_certificates()
     endpoint = admit.parse_endpoint(f"host {settings.host.name}: tunnel IP", text)
     config = AgentConfig(
         db=settings.db,

@@ -14,7 +14,13 @@ Database = Annotated[Path, typer.Option(help="Its file.")]
 RunDir = Annotated[Path, typer.Option(help="Where its socket and pid file are.")]
 Listen = Annotated[
     list[str] | None,
-    typer.Option(help="Also listen for hosts, such as on ptcp:6640:10.0.0.1; repeatable."),
+    typer.Option(
+        help="Also listen for hosts, such as on pssl:6640:10.0.0.1, or ptcp: without TLS; "
+        "repeatable."
+    ),
+]
+Certificates = Annotated[
+    Path, typer.Option(help="For pssl: the directory of this server's certificates for hosts.")
 ]
 
 
@@ -23,9 +29,13 @@ def start(
     database: Database = embedded.DEFAULT_DATABASE,
     run_dir: RunDir = embedded.DEFAULT_RUN_DIR,
     listen: Listen = None,
+    certificates: Certificates = embedded.DEFAULT_CERTIFICATES,
 ) -> None:
     """Serve the database, making it if there is none. Does nothing if it is served already."""
-    print(embedded.start(database, run_dir=run_dir, listen=listen or ()))
+    started = embedded.start(
+        database, run_dir=run_dir, listen=listen or (), certificates=certificates
+    )
+    print(started)
 
 
 @app.command()
@@ -33,9 +43,40 @@ def run(
     database: Database = embedded.DEFAULT_DATABASE,
     run_dir: RunDir = embedded.DEFAULT_RUN_DIR,
     listen: Listen = None,
+    certificates: Certificates = embedded.DEFAULT_CERTIFICATES,
 ) -> None:
     """Serve it in the foreground, making it if there is none: for containers and supervisors."""
-    embedded.run(database, run_dir=run_dir, listen=listen or ())
+    embedded.run(database, run_dir=run_dir, listen=listen or (), certificates=certificates)
+
+
+@app.command()
+def relay(
+    context: typer.Context,
+    listen: Annotated[
+        list[str],
+        typer.Option(help="Where, such as pssl:6641:10.0.0.1; repeatable.", show_default=False),
+    ],
+    run_dir: RunDir = embedded.DEFAULT_RUN_DIR,
+    certificates: Annotated[
+        Path | None,
+        typer.Option(
+            help="For pssl: the directory of the certificates to show.", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Serve what the database at --db has, in the foreground.
+
+    Beside the database, from its unix socket and with certificates for operators, it is the door
+    by which operators come in from elsewhere, with all rights.
+    """
+    chosen = session(context).settings
+    secured = any(door.startswith("pssl:") for door in listen)
+    embedded.relay(
+        chosen.db,
+        run_dir=run_dir,
+        listen=listen,
+        certificates=(certificates or embedded.OPERATORS_CERTIFICATES) if secured else None,
+    )
 
 
 @app.command()

@@ -21,6 +21,11 @@ Network = Annotated[
     str | None, typer.Option("--network", "-n", help="The network it is in; not with an id.")
 ]
 
+OnlyHost = Annotated[
+    str | None,
+    typer.Option(help="The only host that may hold it.", show_default="any"),
+]
+
 
 @app.command()
 def create(
@@ -34,6 +39,7 @@ def create(
         list[str] | None,
         typer.Option(help="Address, one a family; what is not given is allocated."),
     ] = None,
+    host: OnlyHost = None,
     label: Labels = None,
     wait: Wait = False,
     wait_timeout: WaitTimeout = WAIT_DEFAULT,
@@ -42,7 +48,12 @@ def create(
     """Create a port, with a MAC and an address in each of the network's subnets."""
     owner, where = _required(name, tenant, network)
     request = PortRequest(
-        name=name, kind=kind, mac=mac, addresses=ip or (), labels=parse_pairs("label", label)
+        name=name,
+        kind=kind,
+        mac=mac,
+        addresses=ip or (),
+        host=host,
+        labels=parse_pairs("label", label),
     )
     with session(context).fabric() as fabric:
         wait_s = wait_timeout if wait else None
@@ -82,14 +93,24 @@ def set_(
     network: Network = None,
     tenant: MaybeTenant = None,
     label: Labels = None,
+    host: OnlyHost = None,
+    any_host: Annotated[
+        bool, typer.Option("--any-host", help="Any host may hold it that it is plugged in on.")
+    ] = False,
     output: Output = Format.TABLE,
 ) -> None:
-    """Replace a port's labels."""
-    if label is None:
-        raise InvalidRequest(f"port {name}: nothing to set. Give --label.")
+    """Replace a port's labels, or say which host alone may hold it."""
+    if label is None and host is None and not any_host:
+        raise InvalidRequest(f"port {name}: nothing to set. Give --label, --host or --any-host.")
+    if host is not None and any_host:
+        raise InvalidRequest(f"port {name}: either --host {host} or --any-host, not both.")
+    labels = None if label is None else parse_pairs("label", label)
     with session(context).fabric() as fabric:
-        found = _resolve(fabric, name, tenant, network)
-        changed = ports.set_labels(fabric, *_names(found), parse_pairs("label", label))
+        changed = found = _resolve(fabric, name, tenant, network)
+        if host is not None or any_host:
+            changed = ports.set_host(fabric, *_names(found), host)
+        if labels is not None:
+            changed = ports.set_labels(fabric, *_names(found), labels)
     show(record(changed), output)
 
 
@@ -170,6 +191,7 @@ def record(state: PortState) -> dict[str, Any]:
         "addresses": [str(address) for address in port.addresses],
         "mtu": state.network.mtu_bytes,
         "host": state.binding.host if state.binding else None,
+        "only_host": port.host,
         "labels": dict(port.labels),
     }
 

@@ -26,6 +26,7 @@ def plug_netns(fabric: Fabric, host_name: str, state: PortState, netns: str, int
     Returns the name of its end on the host.
     """
     _check_not_host_port(state, "plugged in")
+    _check_host(host_name, state)
     _check_free(fabric, host_name, state)
     device = links.index(state.port.id)
     addresses = tuple(
@@ -50,6 +51,7 @@ def plug_netns(fabric: Fabric, host_name: str, state: PortState, netns: str, int
 def plug_tap(fabric: Fabric, host_name: str, state: PortState) -> str:
     """A persistent tap on the switch for a VM; returns its name."""
     _check_not_host_port(state, "plugged in")
+    _check_host(host_name, state)
     _check_free(fabric, host_name, state)
     device = links.index(state.port.id)
     link = links.plug_tap(state.port.id, mac=str(state.port.mac), mtu=state.network.mtu_bytes)
@@ -112,6 +114,15 @@ def wait_until_released(fabric: Fabric, host_name: str, state: PortState, timeou
         raise BackendUnavailable(
             f"port {state.port.name}: unplugged, but host {host_name}'s agent still holds it after "
             f"{timeout_s:g} s. See whether it runs: `nvctl host get {host_name}`."
+        )
+
+
+def _check_host(host_name: str, state: PortState) -> None:
+    if state.port.host not in (None, host_name):
+        raise Refused(
+            f"port {state.port.name}: only host {state.port.host} may hold it, and this is "
+            f"{host_name}. Plug it in there, or let it come here: nvctl port set {state.port.name} "
+            f"--host {host_name}."
         )
 
 

@@ -17,7 +17,7 @@ from netvirt.model import (
     Subnet,
     holder,
 )
-from netvirt.service import attachments, host_ports, networks
+from netvirt.service import attachments, host_ports, hosts, networks
 from netvirt.service.acknowledge import hosts_of_network, wait_for_hosts
 from tenancy import ledger
 from tenancy import service as tenants
@@ -41,6 +41,7 @@ class PortRequest:
     kind: PortKind = PortKind.CONTAINER
     mac: str | None = None
     addresses: Sequence[str] = ()
+    host: str | None = None
     labels: Mapping[str, str] | None = None
 
 
@@ -68,6 +69,8 @@ def create(
     """
     name = validate_name("port", request.name)
     admit.check_port_kind(name, request.kind)
+    if request.host is not None:
+        hosts.find(fabric, request.host)
     mac = admit.check_port_mac(name, Mac.parse(request.mac)) if request.mac else None
     wanted = [admit.parse_address(f"port {name}", text) for text in request.addresses]
     made: list[Transaction] = []
@@ -86,13 +89,14 @@ def create(
                 "name": name,
                 "mac": str(mac or _allocate_mac(fabric, network_row.id, name)),
                 "kind": request.kind,
+                "host": request.host,
                 "labels": request.labels or {},
             },
         )
         chosen = _choose_addresses(fabric, transaction, name, network_name, subnets, wanted)
         for subnet, address in chosen:
             columns = {"network": network_row.id, "subnet": subnet.id, "port": port}
-            transaction.insert("Address", {**columns, "ip": str(address)})
+            transaction.insert("Address", {**columns, "ip": str(address), "host": request.host})
         amounts = {Resource.PORTS: 1, Resource.ADDRESSES: len(chosen)}
         ledger.charge(transaction, network_row["tenant"], tenant_name, amounts)
         if wait_s is not None:
@@ -112,8 +116,8 @@ def create(
     except ReferenceViolation as error:
         raise Conflict(f"port {name}: network {network_name} has just been deleted.") from error
     if wait_s is not None:
-        hosts = hosts_of_network(fabric, network)
-        wait_for_hosts(fabric, f"port {name}", made[-1].cfg, hosts, wait_s)
+        holders = hosts_of_network(fabric, network)
+        wait_for_hosts(fabric, f"port {name}", made[-1].cfg, holders, wait_s)
     return get(fabric, tenant_name, network_name, name)
 
 
@@ -168,7 +172,7 @@ def list_all(
                 port=rows.port(row, by_port.get(row.id, [])),
                 network=network,
                 tenant_name=tenant,
-                binding=holder(list(map(rows.binding, bindings_by_port.get(row.id, [])))),
+                binding=holder(map(rows.binding, bindings_by_port.get(row.id, [])), row["host"]),
             )
         )
     return sorted(states, key=lambda s: (s.tenant_name, s.network.name, s.port.name))
@@ -182,6 +186,29 @@ def set_labels(
     transaction = fabric.transaction()
     transaction.update(row, {"labels": labels})
     transaction.commit()
+    return get(fabric, tenant_name, network_name, name)
+
+
+def set_host(
+    fabric: Fabric, tenant_name: str, network_name: str, name: str, host: str | None
+) -> PortState:
+    """Say which host alone may hold the port; None lets it go wherever it is plugged in.
+
+    A port that is held elsewhere is cut off there until it is plugged in on that host.
+    """
+
+    def build(transaction: Transaction) -> None:
+        row = find(fabric, tenant_name, network_name, name)
+        host_ports.check_not_host_port(name, row["kind"], network_name, "bound by hand")
+        attachments.check_not_attached(fabric, row.id, name, "bound by hand")
+        transaction.guard(row, "host")
+        transaction.update(row, {"host": host})
+        for address in fabric.select("Address", port=row.id):
+            transaction.update(address, {"host": host})
+
+    if host is not None:
+        hosts.find(fabric, host)
+    fabric.change(build)
     return get(fabric, tenant_name, network_name, name)
 
 
@@ -226,9 +253,9 @@ def delete(
             transaction.request_acknowledgement()
         return hosts_of_network(fabric, row["network"]) if wait_s is not None else frozenset()
 
-    hosts = fabric.change(build)
+    holders = fabric.change(build)
     if wait_s is not None:
-        wait_for_hosts(fabric, f"port {name}", made[-1].cfg, hosts, wait_s)
+        wait_for_hosts(fabric, f"port {name}", made[-1].cfg, holders, wait_s)
 
 
 def _state(fabric: Fabric, row: Row) -> PortState:
@@ -247,7 +274,7 @@ def _state(fabric: Fabric, row: Row) -> PortState:
         port=rows.port(row, addresses),
         network=rows.network(network[0], subnets),
         tenant_name=tenant[0]["name"],
-        binding=holder(list(map(rows.binding, bindings))),
+        binding=holder(map(rows.binding, bindings), row["host"]),
     )
 
 

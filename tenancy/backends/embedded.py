@@ -1,7 +1,7 @@
 """The fabric database as one `ovsdb-server` on this machine: the embedded default.
 
-The server is Open vSwitch's own; this module only makes its file, keeps the file's schema
-current, and starts and stops it.
+The server is Open vSwitch's own; this module only makes its file, keeps the file's schema and
+roles current, and starts and stops it.
 """
 
 import json
@@ -13,21 +13,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from tenancy.backends import codec
+from tenancy import roles
+from tenancy.backends import codec, tls
 from tenancy.errors import BackendUnavailable, InvalidRequest
+from tenancy.pki import Authority
 
 DEFAULT_DATABASE = Path("/var/lib/virtkit/fabric.db")
 DEFAULT_RUN_DIR = Path("/run/virtkit")
+DEFAULT_CERTIFICATES = tls.DEFAULT_DIRECTORY / Authority.HOSTS
+OPERATORS_CERTIFICATES = tls.DEFAULT_DIRECTORY / Authority.OPERATORS
 START_TIMEOUT_S = 15.0
 # The server itself ignores what it does not understand.
 _PASSIVE = ("ptcp:", "pssl:", "punix:")
 
 
-def prepare(database: Path) -> None:
+def prepare(database: Path, doors: Sequence[str] = ()) -> None:
     """Make the database file, or convert it if its schema is another version's.
 
     A new file is complete, with its one Fabric row, before it gets its name; a conversion is
-    ovsdb-tool's, which replaces the file at once. Killed anywhere, a second run mends it.
+    ovsdb-tool's, which replaces the file at once. Killed anywhere, a second run mends it. `doors`
+    are the passive remotes that hosts come in by, with the rights of `tenancy.roles`.
     """
     database.parent.mkdir(parents=True, exist_ok=True)
     schema = database.with_name(f".{database.name}.schema")
@@ -43,20 +48,29 @@ def prepare(database: Path) -> None:
             _lock_of(fresh).unlink(missing_ok=True)
         elif _tool("needs-conversion", database, schema).strip() == "yes":
             _tool("convert", database, schema)
+        _set_roles(database, sorted(doors))
     finally:
         schema.unlink(missing_ok=True)
 
 
-def argv(database: Path, remotes: Sequence[str], run_dir: Path) -> list[str]:
+def argv(
+    database: Path, remotes: Sequence[str], run_dir: Path, certificates: Path | None = None
+) -> list[str]:
     """The command line of a foreground ovsdb-server that serves the database on these remotes.
 
-    Remotes are passive, as in ovsdb(7): `punix:PATH`, `ptcp:PORT:IP`.
+    Remotes are passive, as in ovsdb(7): `punix:PATH`, `ptcp:PORT:IP`. Those of TLS are not among
+    them: they are in the database itself, with the role of whoever comes in by them.
     """
+    secured = []
+    if certificates is not None:
+        table = f"db:{codec.DATABASE},Fabric,connections"
+        secured = [f"--remote={table}", *tls.server_options(certificates)]
     return [
         "ovsdb-server",
         "--no-chdir",
         f"--unixctl={run_dir / 'fabric.ctl'}",
         *(f"--remote={remote}" for remote in remotes),
+        *secured,
         str(database),
     ]
 
@@ -66,17 +80,17 @@ def start(
     *,
     run_dir: Path = DEFAULT_RUN_DIR,
     listen: Sequence[str] = (),
+    certificates: Path = DEFAULT_CERTIFICATES,
 ) -> str:
     """Serve the database in the background, and return its unix remote.
 
-    Does nothing if it is being served already. `listen` adds remotes such as `ptcp:6640:IP`.
+    Does nothing if it is being served already. `listen` adds remotes such as `ptcp:6640:IP`, or
+    `pssl:6640:IP` for hosts with certificates, which may then write only what is their own.
     """
-    _check_passive(listen)
     remote = f"unix:{_socket(run_dir)}"
     if running_pid(run_dir) is not None:
         return remote
-    _prepare(database, run_dir)
-    command = argv(database, [f"punix:{_socket(run_dir)}", *listen], run_dir)
+    command = _command(database, run_dir, listen, certificates)
     command[1:1] = [
         "--detach",
         "--monitor",
@@ -99,15 +113,41 @@ def run(
     *,
     run_dir: Path = DEFAULT_RUN_DIR,
     listen: Sequence[str] = (),
+    certificates: Path = DEFAULT_CERTIFICATES,
 ) -> NoReturn:
     """Become the server, in the foreground, as containers and supervisors want it."""
+    _become(_command(database, run_dir, listen, certificates))
+
+
+def relay(
+    source: str, *, run_dir: Path, listen: Sequence[str], certificates: Path | None
+) -> NoReturn:
+    """Become a server that passes on what another one has and what its own clients write.
+
+    It serves many readers in that one's place (ovsdb(7), "Relay"); what it writes there it writes
+    as itself. So one that reaches a database by its unix socket, and is reached with operators'
+    certificates only, is the operators' door.
+    """
     _check_passive(listen)
-    _prepare(database, run_dir)
-    command = argv(database, [f"punix:{_socket(run_dir)}", *listen], run_dir)
+    if certificates is not None:
+        tls.check(certificates)
     try:
-        os.execvp(command[0], command)
-    except FileNotFoundError as error:
-        raise _not_installed(command[0]) from error
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BackendUnavailable(
+            f"{run_dir} can't be written ({error.strerror}). Run as root, or name another place "
+            "with --run-dir."
+        ) from error
+    _become(
+        [
+            "ovsdb-server",
+            "--no-chdir",
+            f"--unixctl={run_dir / 'relay.ctl'}",
+            *(f"--remote={remote}" for remote in listen),
+            *(tls.server_options(certificates) if certificates is not None else ()),
+            f"relay:{codec.DATABASE}:{source}",
+        ]
+    )
 
 
 def stop(run_dir: Path = DEFAULT_RUN_DIR) -> bool:
@@ -134,19 +174,59 @@ def running_pid(run_dir: Path = DEFAULT_RUN_DIR) -> int | None:
     return pid if command.endswith(b"ovsdb-server") else None
 
 
+def _command(database: Path, run_dir: Path, listen: Sequence[str], certificates: Path) -> list[str]:
+    """The server's command line, with everything in place for it."""
+    _check_passive(listen)
+    doors = [remote for remote in listen if remote.startswith("pssl:")]
+    if doors:
+        tls.check(certificates)
+    _prepare(database, run_dir, doors)
+    plain = [remote for remote in listen if remote not in doors]
+    remotes = [f"punix:{_socket(run_dir)}", *plain]
+    return argv(database, remotes, run_dir, certificates if doors else None)
+
+
+def _become(command: list[str]) -> NoReturn:
+    try:
+        os.execvp(command[0], command)
+    except FileNotFoundError as error:
+        raise _not_installed(command[0]) from error
+
+
+def _set_roles(database: Path, doors: Sequence[str]) -> None:
+    """Have the file say who may write what, before anybody can."""
+    query = [
+        codec.DATABASE,
+        {"op": "select", "table": "Fabric", "where": [], "columns": ["settings"]},
+        {"op": "select", "table": "Connection", "where": [], "columns": ["target"]},
+    ]
+    fabric, connections = json.loads(_tool("query", database, json.dumps(query)))
+    stored = dict(fabric["rows"][0]["settings"][1]).get(roles.STORED) if fabric["rows"] else None
+    found = sorted(row["target"] for row in connections["rows"])
+    if stored == roles.stored_as() and found == list(doors):
+        return
+    answer = _tool("transact", database, json.dumps([codec.DATABASE, *roles.operations(doors)]))
+    refused = [one for one in json.loads(answer) if one and "error" in one]
+    if refused:
+        raise BackendUnavailable(
+            f"fabric database {database} does not take its roles ({refused[0]['error']}: "
+            f"{refused[0].get('details')}). Restore it from a copy."
+        )
+
+
 def _check_passive(listen: Sequence[str]) -> None:
     for passive in listen:
         if not passive.startswith(_PASSIVE):
             raise InvalidRequest(
-                f"fabric database: {passive!r} is nothing to listen on. Write ptcp:PORT:IP, such "
-                "as ptcp:6640:10.0.0.1."
+                f"fabric database: {passive!r} is nothing to listen on. Write a passive remote "
+                "such as pssl:6640:10.0.0.1 (with certificates) or ptcp:6640:10.0.0.1 (without)."
             )
 
 
-def _prepare(database: Path, run_dir: Path) -> None:
+def _prepare(database: Path, run_dir: Path, doors: Sequence[str]) -> None:
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        prepare(database)
+        prepare(database, doors)
     except OSError as error:
         raise BackendUnavailable(
             f"fabric database {database}: {error.filename} can't be written ({error.strerror}). "

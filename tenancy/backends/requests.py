@@ -12,6 +12,7 @@ import ovs.jsonrpc
 import ovs.poller
 
 from tenancy.backends import codec
+from tenancy.backends import tls as _tls  # noqa: F401  (makes remotes over TLS possible)
 from tenancy.backends.codec import DATABASE, Row, Value
 from tenancy.backends.transaction import Changes, where
 from tenancy.errors import BackendUnavailable, VirtkitError

@@ -9,6 +9,7 @@ import ovs.jsonrpc
 import ovs.poller
 import ovs.stream
 
+from tenancy.backends import tls
 from tenancy.errors import BackendUnavailable
 
 
@@ -29,7 +30,9 @@ class Rpc:
         except ValueError as failure:
             raise BackendUnavailable(f"{remote}: {failure}") from failure
         if error:
-            raise BackendUnavailable(f"{remote}: {_reason(error)}")
+            reason = tls.failure() if error == errno.EPROTO else None
+            hint = f". {tls.HINT}" if reason else ""
+            raise BackendUnavailable(f"{remote}: {reason or _reason(error)}{hint}")
         return cls(remote, ovs.jsonrpc.Connection(stream), timeout_s)
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ from uuid import UUID
 from tenancy.backends import codec
 from tenancy.backends.codec import DATABASE, Ref, Row, Value
 from tenancy.backends.rpc import Rpc
-from tenancy.errors import BackendUnavailable, Conflict, VirtkitError
+from tenancy.errors import BackendUnavailable, Conflict, Refused, VirtkitError
 
 
 class GuardFailed(Conflict):
@@ -162,6 +162,11 @@ class Changes:
         )
 
     def _failure(self, index: int, error: str, details: str) -> VirtkitError:
+        if error == "permission error":
+            return Refused(
+                f"fabric database {self._remote} does not let this machine's certificate make the "
+                f"change ({details}). Run the command as an operator, or on the host concerned."
+            )
         if index in self._on_failure:
             return self._on_failure[index](details)
         if error == "timed out":

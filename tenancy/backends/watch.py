@@ -14,6 +14,7 @@ from uuid import UUID
 import ovs.db.idl
 
 from tenancy.backends import codec
+from tenancy.backends import tls as _tls  # noqa: F401  (makes remotes over TLS possible)
 from tenancy.backends.codec import Row, Shape, Value
 
 # How long a silent server may stay silent before the connection is given up.
@@ -77,6 +78,8 @@ class FabricWatch:
         self._transaction: Any = None
         self._write_failures = 0
         self.write_not_before = 0.0
+        # Why the last write was refused, if it was for a reason that does not pass by itself.
+        self.write_refused: str | None = None
         self._waiting_since: float | None = None
         for table in columns:
             self._idl.cond_change(table, [False])
@@ -187,13 +190,17 @@ class FabricWatch:
         status = self._transaction.commit()
         if status == ovs.db.idl.Transaction.INCOMPLETE:
             return
+        refused = self._transaction.get_error()
         self._transaction = None
+        self.write_refused = None
         if status in (ovs.db.idl.Transaction.SUCCESS, ovs.db.idl.Transaction.UNCHANGED):
             self._write_failures = 0
         else:
             self._write_failures += 1
             pause_s = min(FIRST_PAUSE_S * 2**self._write_failures, LONGEST_PAUSE_S)
             self.write_not_before = time.monotonic() + pause_s
+            if status == ovs.db.idl.Transaction.ERROR:
+                self.write_refused = refused
 
     # Inside
 

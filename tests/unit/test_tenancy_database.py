@@ -48,6 +48,7 @@ def serve(directory: Path, file: Path) -> str:
         "unix:/run/virtkit/fabric.sock",
         "tcp:10.0.0.1:6640",
         "tcp:[fd00::1]:6640",
+        "ssl:10.0.0.1:6640",
         "tcp:db-1.example.org:6640,tcp:db-2.example.org:6640",
     ],
 )
@@ -67,7 +68,6 @@ def test_an_address_of_a_database(text: str) -> None:
         "tcp:10.0.0.1:0",
         "tcp:10.0.0.1:99999",
         "ptcp:6640",
-        "ssl:10.0.0.1:6640",
         "tcp:10.0.0.1:6640,foo",
     ],
 )
