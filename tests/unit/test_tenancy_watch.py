@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import ovs.poller
@@ -46,7 +46,8 @@ class Forgetful:
                 thread.start()
 
     def _serve(self, client: socket.socket) -> None:
-        with client, socket.socket(socket.AF_UNIX) as server:
+        # Either side may leave at any time.
+        with suppress(OSError), client, socket.socket(socket.AF_UNIX) as server:
             server.connect(self._server)
             text = ""
             while not self._over.is_set():
