@@ -65,11 +65,15 @@ class SnapshotRef:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pool:
-    """A Ceph pool that virtkit may give to tenants. `adopted`: made by somebody else."""
+    """A Ceph pool that virtkit may give to tenants. `adopted`: made by somebody else.
+
+    `data_pool`: the erasure-coded pool that has the data of its images, if one has.
+    """
 
     name: PoolName
     state: State
     adopted: bool
+    data_pool: PoolName | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Ceph pools: making, describing and removing them."""
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import rbd
 from storvirt import caps
 from storvirt.backends.cluster import Cluster, CommandFailed, application_tags, translated
 from storvirt.model import PoolName
+from storvirt.poolplan import Wish
 from tenancy.errors import NotFound
 
 
@@ -27,6 +28,10 @@ class PoolFacts:
     tier_of: PoolName | None
     cache: PoolName | None
     applications: tuple[str, ...]
+    rule: int
+    profile: str | None
+    autoscale: str
+    compression: Mapping[str, str]
 
 
 def names(cluster: Cluster) -> frozenset[str]:
@@ -51,6 +56,15 @@ def describe_all(cluster: Cluster) -> dict[str, PoolFacts]:
             tier_of=by_id.get(pool["tier_of"]),
             cache=by_id.get(pool["tiers"][0]) if pool["tiers"] else None,
             applications=tuple(sorted(pool.get("application_metadata", {}))),
+            rule=pool["crush_rule"],
+            profile=pool.get("erasure_code_profile") or None,
+            autoscale=pool.get("pg_autoscale_mode", "off"),
+            compression={
+                key.removeprefix("compression_"): str(value)
+                for key, value in pool.get("options", {}).items()
+                if key in ("compression_mode", "compression_algorithm")
+                or key == "compression_required_ratio"
+            },
         )
         for pool in pools
     }
@@ -67,38 +81,66 @@ def describe(cluster: Cluster, name: PoolName) -> PoolFacts:
     return found
 
 
-def failure_domains(cluster: Cluster) -> tuple[str, int]:
-    """What the rule of new replicated pools puts copies on, such as `host`, and how many hold OSDs.
-
-    `osd_pool_default_crush_rule` may name another rule; the first is what Ceph takes without it.
-    """
-    rules = cluster.command("osd crush rule dump")
-    steps = min((rule for rule in rules if rule["type"] == 1), key=lambda rule: rule["rule_id"])
-    kinds = [step["type"] for step in steps["steps"] if step["op"].startswith("choose")]
-    nodes = {node["id"]: node for node in cluster.command("osd tree")["nodes"]}
-
-    def holds_osd(node: dict[str, Any]) -> bool:
-        below = (nodes[child] for child in node.get("children", ()) if child in nodes)
-        return node["type"] == "osd" or any(map(holds_osd, below))
-
-    return kinds[-1], sum(n["type"] == kinds[-1] and holds_osd(n) for n in nodes.values())
+def default_replicas(cluster: Cluster) -> int:
+    """The copies of a pool for which no number is given."""
+    return int(cluster.raw_command("config get", who="mon", key="osd_pool_default_size") or 3)
 
 
-def create(cluster: Cluster, name: PoolName, replicas: int | None, pg_num: int | None) -> None:
-    """Make a replicated pool, unless it is there; None leaves a number to the cluster."""
+def create(cluster: Cluster, name: PoolName, wish: Wish, *, rule: str | None) -> None:
+    """Make a replicated pool, unless it is there; None leaves a number, or rule, to the cluster."""
     arguments: dict[str, Any] = {"pool": name, "pool_type": "replicated"}
-    if replicas is not None:
-        arguments["size"] = replicas
-    if pg_num is not None:
-        arguments["pg_num"] = pg_num
+    if wish.replicas is not None:
+        arguments["size"] = wish.replicas
+    if wish.pg_num is not None:
+        arguments["pg_num"] = wish.pg_num
+    if wish.autoscale is not None:
+        arguments["autoscale_mode"] = str(wish.autoscale)
+    if rule is not None:
+        arguments["rule"] = rule
     cluster.raw_command("osd pool create", **arguments)
 
 
-def tag(cluster: Cluster, name: PoolName) -> None:
-    """Mark a pool as one for tenants, by the tag that their caps refer to."""
+def create_data_pool(cluster: Cluster, name: PoolName, wish: Wish, *, profile: str) -> None:
+    """Make an erasure-coded pool that images can have their data in, unless it is there.
+
+    Its CRUSH rule is called like the pool; Ceph makes it from the profile.
+    """
+    arguments: dict[str, Any] = {"pool": name, "pool_type": "erasure"}
+    if wish.pg_num is not None:
+        arguments["pg_num"] = wish.pg_num
+    if wish.autoscale is not None:
+        arguments["autoscale_mode"] = str(wish.autoscale)
+    cluster.raw_command("osd pool create", **arguments, erasure_code_profile=profile)
+    cluster.raw_command("osd pool set", pool=name, var="allow_ec_overwrites", val="true")
+
+
+def lead_data_to(cluster: Cluster, name: PoolName, data_pool: PoolName) -> None:
+    """Have every image that is made in a pool, whoever makes it, keep its data in another.
+
+    It is a setting of the pool that librbd itself reads, so stock tools and clones follow it.
+    """
+    with translated(f"pool {name}"), cluster.pool(name) as context:
+        rbd.RBD().pool_metadata_set(context, "conf_rbd_default_data_pool", data_pool)
+
+
+def set_values(cluster: Cluster, name: PoolName, values: Mapping[str, str]) -> None:
+    """Set what `ceph osd pool set` sets. Raises CommandFailed."""
+    for key, value in values.items():
+        cluster.raw_command("osd pool set", pool=name, var=key, val=value)
+
+
+def tag(cluster: Cluster, name: PoolName, *, as_part_of: PoolName | None = None) -> None:
+    """Mark a pool as one for tenants, by the tag that their caps refer to.
+
+    A data pool carries the tag of the pool that it is part of, and caps reach both.
+    """
     cluster.raw_command("osd pool application enable", pool=name, app=caps.APPLICATION)
     cluster.raw_command(
-        "osd pool application set", pool=name, app=caps.APPLICATION, key=caps.TAG, value=name
+        "osd pool application set",
+        pool=name,
+        app=caps.APPLICATION,
+        key=caps.TAG,
+        value=as_part_of or name,
     )
 
 

@@ -69,7 +69,12 @@ def pools(fabric: Fabric) -> list[Pool]:
 
 
 def pool_record(row: Row) -> Pool:
-    return Pool(name=PoolName(row["name"]), state=State(row["state"]), adopted=row["adopted"])
+    return Pool(
+        name=PoolName(row["name"]),
+        state=State(row["state"]),
+        adopted=row["adopted"],
+        data_pool=PoolName(row["data_pool"]) if row["data_pool"] else None,
+    )
 
 
 # Namespaces
