@@ -62,7 +62,7 @@ def remove(cluster: Cluster, path: ImagePath) -> None:
     """
     with translated(f"image {path}"), cluster.pool(path.pool, path.namespace) as context:
         try:
-            rbd.RBD().remove(context, path.name, on_progress=lambda *_: activity.progressed())
+            rbd.RBD().remove(context, path.name, on_progress=activity.noted)
         except rbd.ImageNotFound as error:
             # librbd also says so when an OSD does not answer it, or the pool is full.
             if cluster.object_exists(context, f"rbd_id.{path.name}"):
