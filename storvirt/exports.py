@@ -55,7 +55,7 @@ def decode(text: bytes) -> Note | None:
     """The note, or None if this is none."""
     try:
         note = msgspec.json.decode(text, type=Note)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
     return note if 0 <= note.done <= note.size_bytes else None
 

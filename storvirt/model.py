@@ -104,13 +104,17 @@ class Image:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """A moment of an image. A protected one can be cloned and can't be deleted."""
+    """A moment of an image. A protected one can be cloned and can't be deleted.
+
+    `holder` says what relies on it, in words; then only that deletes it.
+    """
 
     image: ImageName
     name: SnapshotName
     size_bytes: int
     state: State
     protected: bool
+    holder: str | None = None
 
 
 def pool_name(text: str) -> PoolName:

@@ -5,11 +5,12 @@ told it. Letting QEMU guess would let a guest write a qcow2 header onto its raw 
 next import follow it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 
-from storvirt import qcow2
+from storvirt import qcow2, vdi, vhd, vhdx, vmdk
 from storvirt.model import checked_size, whole_sectors
 from tenancy.errors import InvalidRequest
 
@@ -19,6 +20,11 @@ class SourceFormat(StrEnum):
 
     QCOW2 = "qcow2"
     RAW = "raw"
+    VDI = "vdi"
+    VHDX = "vhdx"
+    VMDK = "vmdk"
+    # What QEMU calls VHD.
+    VPC = "vpc"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,13 +47,34 @@ def fingerprint(file_bytes: int, mtime_ns: int) -> str:
     return f"{file_bytes} bytes of {written:%Y-%m-%d %H:%M:%S}.{nanoseconds:09}Z"
 
 
+Read = Callable[[int, int], bytes]
+
+# What a file's name claims; its content must agree.
+_ENDINGS = {
+    ".qcow2": SourceFormat.QCOW2,
+    ".qcow": SourceFormat.QCOW2,
+    ".vdi": SourceFormat.VDI,
+    ".vhdx": SourceFormat.VHDX,
+    ".vmdk": SourceFormat.VMDK,
+    ".vhd": SourceFormat.VPC,
+    ".vpc": SourceFormat.VPC,
+}
+_MARKS = {
+    qcow2.MAGIC: SourceFormat.QCOW2,
+    vmdk.MAGIC: SourceFormat.VMDK,
+    vmdk.DESCRIPTOR: SourceFormat.VMDK,
+    vhdx.MAGIC: SourceFormat.VHDX,
+    vhd.MAGIC: SourceFormat.VPC,
+}
+_PARSERS: dict[SourceFormat, Callable[[str, Read, int], int]] = {
+    SourceFormat.VDI: vdi.parse,
+    SourceFormat.VHDX: vhdx.parse,
+    SourceFormat.VMDK: vmdk.parse,
+    SourceFormat.VPC: vhd.parse,
+}
 # Files that are certainly no raw disk, by their first bytes.
 _FOREIGN = {
-    b"KDMV": "a VMDK image",
-    b"# Disk DescriptorFile": "a VMDK descriptor",
-    b"vhdxfile": "a VHDX image",
-    b"conectix": "a VHD image",
-    b"<<< ": "a VDI image",
+    b"COWD": "a VMDK image of the kind that names other files",
     b"QED\0": "a QED image",
     b"\x1f\x8b": "gzip-compressed",
     b"\xfd7zXZ\0": "xz-compressed",
@@ -58,19 +85,30 @@ _FOREIGN = {
 
 
 def recognise(
-    path: str, head: bytes, file_bytes: int, fingerprint: str, wanted: SourceFormat | None
+    path: str,
+    head: bytes,
+    file_bytes: int,
+    fingerprint: str,
+    wanted: SourceFormat | None,
+    read: Read | None = None,
 ) -> Source:
-    """The file at `path` as a source, from its first bytes. Raises InvalidRequest."""
+    """The file at `path` as a source, from its first bytes. Raises InvalidRequest.
+
+    `read(offset, length)` gives any of its bytes, fewer beyond its end; without it only `head`
+    can be looked at.
+    """
     if file_bytes == 0:
         raise InvalidRequest(f"{path} is empty. Fetch it again.")
-    if wanted is SourceFormat.QCOW2 or (wanted is None and _claims_qcow2(path, head)):
-        size = qcow2.parse(path, head, file_bytes).size_bytes
-        format = SourceFormat.QCOW2
-    else:
-        if wanted is None:
-            _refuse_foreign(path, head)
-        size = file_bytes
+    format = wanted or _claimed(path, head)
+    if format is None:
+        _refuse_foreign(path, head)
         format = SourceFormat.RAW
+    if format is SourceFormat.RAW:
+        size = file_bytes
+    elif format is SourceFormat.QCOW2:
+        size = qcow2.parse(path, head, file_bytes).size_bytes
+    else:
+        size = _PARSERS[format](path, read or _within(head), file_bytes)
     return Source(
         path=path,
         format=format,
@@ -79,8 +117,20 @@ def recognise(
     )
 
 
-def _claims_qcow2(path: str, head: bytes) -> bool:
-    return head.startswith(qcow2.MAGIC) or path.lower().endswith((".qcow2", ".qcow"))
+def _claimed(path: str, head: bytes) -> SourceFormat | None:
+    for mark, format in _MARKS.items():
+        if head.startswith(mark):
+            return format
+    if head[vdi.SIGNATURE_AT : vdi.SIGNATURE_AT + 4] == vdi.SIGNATURE:
+        return SourceFormat.VDI
+    for ending, format in _ENDINGS.items():
+        if path.lower().endswith(ending):
+            return format
+    return None
+
+
+def _within(head: bytes) -> Read:
+    return lambda offset, length: head[offset : offset + length]
 
 
 def _refuse_foreign(path: str, head: bytes) -> None:
@@ -90,6 +140,6 @@ def _refuse_foreign(path: str, head: bytes) -> None:
                 "Decompress it first" if "compressed" in what else "Convert it: qemu-img convert"
             )
             raise InvalidRequest(
-                f"{path} is {what}, and qcow2 and raw can be imported. {advice}, "
+                f"{path} is {what}, which is not imported. {advice}, "
                 "or say --format raw if these bytes are the disk."
             )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import rbd
 
+from storvirt.backends import activity
 from storvirt.backends.cluster import Cluster, translated
 from storvirt.model import ImagePath
 
@@ -57,6 +58,7 @@ def changed(cluster: Cluster, path: ImagePath, since: str | None, snapshot: str)
         found = []
         for extent in whole:
             found += _diff(image, since, extent.offset, extent.length, whole_object=False)
+            activity.progressed()
     return sorted(found, key=lambda extent: extent.offset)
 
 
@@ -144,6 +146,7 @@ def _result(
     path: ImagePath, waiting: tuple[Extent, Future[bytes] | None]
 ) -> tuple[Extent, bytes | None]:
     part, future = waiting
+    activity.progressed()
     if future is None:
         return part, None
     with translated(f"image {path}"):

@@ -17,8 +17,9 @@ from typing import IO
 import msgspec
 
 from storvirt import exports
-from storvirt.backends import blocks
+from storvirt.backends import activity, blocks
 from storvirt.backends.blocks import Extent
+from storvirt.backends.importer import percentages
 from storvirt.exports import ExportFormat, Note
 from tenancy.errors import BackendUnavailable, InvalidRequest, Refused, VerificationFailed
 from tenancy.names import rough_size
@@ -129,6 +130,7 @@ def write_raw(
         digest = hashlib.sha256()
         for at in range(0, note.done, blocks.BLOCK_BYTES):
             digest.update(os.pread(descriptor, min(blocks.BLOCK_BYTES, note.done - at), at))
+            activity.progressed()
         noted = note.done
         with _explained(target):
             for part, data in parts(note.done):
@@ -153,8 +155,7 @@ def to_qcow2(target: Path, *, compress: bool) -> None:
     raw, made = part_of(target), _second_part(target)
     made.unlink(missing_ok=True)
     options = ["-c"] if compress else []
-    convert = ["convert", "-f", "raw", "-O", "qcow2", *options, str(raw), str(made)]
-    done = _qemu_img(*convert)
+    done = _qemu_img("convert", "-f", "raw", "-O", "qcow2", *options, str(raw), str(made))
     if done.returncode:
         made.unlink(missing_ok=True)
         raise BackendUnavailable(
@@ -230,19 +231,28 @@ def _write_all(descriptor: int, data: bytes, offset: int) -> None:
         view, offset = view[written:], offset + written
 
 
-def _qemu_img(*arguments: str) -> subprocess.CompletedProcess[str]:
+def _qemu_img(verb: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run qemu-img to its end; that it gets on begins the deadline anew."""
     try:
-        return subprocess.run(
-            ["setpriv", "--pdeathsig", "KILL", "qemu-img", *arguments],
+        process = subprocess.Popen(
+            ["setpriv", "--pdeathsig", "KILL", "qemu-img", verb, "-p", *arguments],
             stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
     except FileNotFoundError as error:
         raise BackendUnavailable(
             "qemu-img is not installed. Install it: apt-get install qemu-utils."
         ) from error
+    with process:
+        assert process.stdout is not None and process.stderr is not None
+        most = 0.0
+        for percent in percentages(process.stdout.fileno()):
+            if percent > most:
+                most = percent
+                activity.progressed()
+        complaint = process.stderr.read().decode(errors="replace")
+    return subprocess.CompletedProcess([], process.returncode, "", complaint)
 
 
 def _last_line(text: str) -> str:

@@ -6,6 +6,7 @@ a file that exists only as a descriptor: nothing of it is on disk or in a proces
 told every format, never asked to guess, and it dies with its parent.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -15,13 +16,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from storvirt.model import ImagePath
+from storvirt.backends import activity
+from storvirt.model import ImagePath, whole_sectors
 from storvirt.qcow2 import HEADER_BYTES
 from storvirt.sources import Source, SourceFormat, fingerprint, recognise
 from tenancy.errors import BackendUnavailable, InvalidRequest, NotFound, VerificationFailed
 
 CHECK_TIMEOUT_S = 600
 PARALLEL_REQUESTS = 16
+_READ_BYTES = 4 << 20
 
 _PERCENT = re.compile(rb"\(\s*([\d.]+)/100%\)")
 # What qemu-img says when it is the file that cannot be read, and not the cluster written.
@@ -41,6 +44,14 @@ def inspect(path: Path, wanted: SourceFormat | None) -> Source:
             _refuse_special(path, facts.st_mode)
             head = file.read(HEADER_BYTES)
             size = file.seek(0, os.SEEK_END)
+            source = recognise(
+                str(path.resolve()),
+                head,
+                size,
+                fingerprint(size, facts.st_mtime_ns),
+                wanted,
+                lambda offset, length: _pread(file.fileno(), offset, length, size),
+            )
     except FileNotFoundError as error:
         raise NotFound(
             f"file {path} does not exist on this machine. Check the path, or fetch it."
@@ -51,12 +62,19 @@ def inspect(path: Path, wanted: SourceFormat | None) -> Source:
         raise InvalidRequest(
             f"file {path} cannot be read: {error.strerror}. Check it and its permissions."
         ) from error
-    source = recognise(
-        str(path.resolve()), head, size, fingerprint(size, facts.st_mtime_ns), wanted
-    )
-    if source.format is SourceFormat.QCOW2:
-        _check_qcow2(source, size)
+    if source.format is not SourceFormat.RAW:
+        _check_container(source, size)
     return source
+
+
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(_READ_BYTES):
+            digest.update(part)
+            activity.progressed()
+    return digest.hexdigest()
 
 
 def copy(
@@ -95,7 +113,7 @@ def copy(
         with process:
             try:
                 assert process.stdout is not None and process.stderr is not None
-                for percent in _percentages(process.stdout.fileno()):
+                for percent in percentages(process.stdout.fileno()):
                     yield int(length * percent / 100)
                 complaint = process.stderr.read().decode(errors="replace").strip()
             except BaseException:
@@ -131,21 +149,35 @@ def compare(source: Source, target: ImagePath, conf: str, user: str) -> None:
         _fail(source, target, done.stderr.strip())
 
 
-def _check_qcow2(source: Source, file_bytes: int) -> None:
-    """Refuse a qcow2 whose tables are damaged or point beyond the end of the file."""
+def _check_container(source: Source, file_bytes: int) -> None:
+    """Refuse a file whose tables are damaged or point beyond its end, or that QEMU sees otherwise.
+
+    Its own header has passed our parser. What QEMU makes of it must be the same disk.
+    """
+    what = f"{source.path} is a damaged"
+    info = _run("info", "--output=json", _json(_open_source(source)))
+    if info.returncode:
+        raise SourceUnreadable(
+            f"{what} {source.format} image ({_first_line(info.stderr)}). Fetch it again."
+        )
+    found = json.loads(info.stdout)["virtual-size"]
+    if whole_sectors(found) != source.size_bytes:
+        raise SourceUnreadable(
+            f"{what} {source.format} image: its header says {source.size_bytes} bytes, and its "
+            f"tables {found}. Fetch it again."
+        )
     check = _run("check", "--output=json", _json(_open_source(source)))
     # 3 is leaked clusters: wasted space, nothing missing. 63: this format has no check.
-    if check.returncode not in (0, 3):
+    if check.returncode not in (0, 3, 63):
         reason = _first_line(check.stderr) or "its tables contradict each other"
         raise SourceUnreadable(
-            f"{source.path} is a damaged or truncated qcow2 image ({reason}). Fetch it again."
+            f"{what} or truncated {source.format} image ({reason}). Fetch it again."
         )
     # `check` allows the last cluster to be incomplete; `map` says where data really ends.
     extents = _run("map", "--output=json", _json(_open_source(source)))
     if extents.returncode:
         raise SourceUnreadable(
-            f"{source.path} is a damaged qcow2 image ({_first_line(extents.stderr)}). "
-            "Fetch it again."
+            f"{what} {source.format} image ({_first_line(extents.stderr)}). Fetch it again."
         )
     end = max(
         (one["offset"] + one["length"] for one in json.loads(extents.stdout) if "offset" in one),
@@ -156,6 +188,11 @@ def _check_qcow2(source: Source, file_bytes: int) -> None:
             f"{source.path} is cut short: it has {file_bytes} bytes and its data reaches to "
             f"{end}. Fetch it again."
         )
+
+
+def _pread(descriptor: int, offset: int, length: int, file_bytes: int) -> bytes:
+    # An offset out of a stranger's header may be more than a file can have.
+    return os.pread(descriptor, length, offset) if offset < file_bytes else b""
 
 
 def _without_waiting(path: str, flags: int) -> int:
@@ -171,10 +208,14 @@ def _refuse_special(path: Path, mode: int) -> None:
 
 def _open_source(source: Source) -> Mapping[str, object]:
     file = {"driver": "file", "filename": source.path, "read-only": True}
-    if source.format is SourceFormat.QCOW2:
+    node = {"driver": str(source.format), "file": file, "read-only": True}
+    if source.format in (SourceFormat.QCOW2, SourceFormat.VMDK):
         # Never what a backing file's name in the header says.
-        return {"driver": "qcow2", "file": file, "backing": None, "read-only": True}
-    return {"driver": "raw", "file": file, "read-only": True}
+        return node | {"backing": None}
+    if source.format is SourceFormat.VPC:
+        # The size that the footer states, not one guessed from a geometry of cylinders.
+        return node | {"force_size_calc": "current_size"}
+    return node
 
 
 def _open_target(target: ImagePath, conf_path: str, user: str) -> Mapping[str, object]:
@@ -211,7 +252,8 @@ def _as_file(text: str) -> Iterator[str]:
         os.close(descriptor)
 
 
-def _percentages(descriptor: int) -> Iterator[float]:
+def percentages(descriptor: int) -> Iterator[float]:
+    """How far a qemu-img with -p is, as it says so, until it closes its output."""
     # qemu-img writes its progress as `    (12.34/100%)\r`, without line ends.
     while chunk := os.read(descriptor, 4096):
         found = _PERCENT.findall(chunk)

@@ -13,7 +13,19 @@ from typing import Annotated, NoReturn
 import msgspec
 import typer
 
-from storvirt.cli import deadline, heat, image, namespace, pin, place, pool, snapshot, status, tier
+from storvirt.cli import (
+    backup,
+    deadline,
+    heat,
+    image,
+    namespace,
+    pin,
+    place,
+    pool,
+    snapshot,
+    status,
+    tier,
+)
 from tenancy import settings
 from tenancy.cli import DatabaseOption, Session, root, run, tenant_app
 
@@ -44,6 +56,7 @@ app.add_typer(pool.app, name="pool")
 app.add_typer(namespace.app, name="namespace")
 app.add_typer(image.app, name="image")
 app.add_typer(snapshot.app, name="snapshot")
+app.add_typer(backup.app, name="backup")
 app.add_typer(tier.app, name="tier")
 app.add_typer(heat.app, name="heat")
 app.command("place")(place.place)

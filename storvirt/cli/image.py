@@ -71,9 +71,13 @@ def import_(
         typer.Option(help="Take and protect this snapshot then, for clones.", show_default=False),
     ] = None,
     verify: Annotated[bool, typer.Option(help="Read both again and compare.")] = False,
+    sha256: Annotated[
+        str | None,
+        typer.Option(help="What the file must have; the disk's is shown then.", show_default=False),
+    ] = None,
     output: Output = Format.TABLE,
 ) -> None:
-    """Import a qcow2 or raw file. Interrupted, the same command goes on where it stopped."""
+    """Import a disk from a file. Interrupted, the same command goes on where it stopped."""
     from storvirt.service import importing
 
     wanted, where = image_name(name), pool and pool_name(pool)
@@ -92,10 +96,14 @@ def import_(
             pool=where or None,
             snapshot=base,
             verify=verify,
+            sha256=sha256,
             progress=progress,
             say=say,
         )
-    show(_record(image), output)
+        record = _record(image)
+        if verify or sha256:
+            record["sha256"] = importing.content_digest(fabric, cluster, tenant, wanted)
+    show(record, output)
 
 
 @app.command("clone")

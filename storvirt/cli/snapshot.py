@@ -134,4 +134,5 @@ def _record(snapshot: Snapshot) -> dict[str, Any]:
         "size": format_size(snapshot.size_bytes),
         "state": str(snapshot.state),
         "protected": snapshot.protected,
+        "held_by": snapshot.holder,
     }

@@ -288,6 +288,7 @@ def snapshot_entry(row: Row, image: ImageEntry) -> SnapshotEntry:
             size_bytes=row["size_bytes"],
             state=State(row["state"]),
             protected=row["protected"],
+            holder=row["holder"],
         ),
     )
 

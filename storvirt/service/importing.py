@@ -1,11 +1,12 @@
 """Making an image from a file: checked first, copied in steps, continued when interrupted."""
 
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from storvirt import hypervisor
-from storvirt.backends import images, importer
+from storvirt.backends import blocks, images, importer
 from storvirt.backends.cluster import Cluster
 from storvirt.model import (
     Image,
@@ -19,15 +20,16 @@ from storvirt.model import (
 from storvirt.service import admission, attaching, catalog, snapshots
 from storvirt.sources import Source, SourceFormat
 from tenancy.backends.fabric import Fabric
-from tenancy.errors import NotFound, Refused
-from tenancy.names import format_size
+from tenancy.errors import InvalidRequest, NotFound, Refused
+from tenancy.names import format_size, shortened
 
 # What is copied between two notes of how far it got. A new copying process costs about 0.1 s.
 STEP_BYTES = 1 << 30
 # How long Ceph believes that a client which died still has an image open: 30 s, and some.
 CLIENT_EXPIRY_S = 35
 
-_DONE = "virtkit.imported"
+# Image metadata that says how many bytes are surely in an unfinished image.
+DONE = "virtkit.imported"
 
 Progress = Callable[[int, int], None]
 Say = Callable[[str], None]
@@ -44,6 +46,7 @@ def import_file(
     pool: PoolName | None = None,
     snapshot: SnapshotName | None = None,
     verify: bool = False,
+    sha256: str | None = None,
     progress: Progress = lambda _done, _total: None,
     say: Say = lambda _sentence: None,
 ) -> Image:
@@ -52,14 +55,37 @@ def import_file(
     The file is checked before anything is recorded. Interrupted, the same call goes on where it
     stopped; if the file proves unreadable on the way, nothing is left. `verify` reads both sides
     once more and compares; `snapshot` is taken and protected then. Doing the same import again
-    finds it done.
+    finds it done. `sha256` is what the file must have, in hexadecimal.
     """
+    if sha256 is not None:
+        _refuse_other_digest(path, format, sha256, say)
     source = importer.inspect(path, format)
     if not _is_imported(fabric, tenant, name, source):
         _copy_in(fabric, cluster, tenant, name, source, pool, verify, progress, say)
     if snapshot is not None:
         _take(fabric, cluster, tenant, SnapshotRef(image=name, snapshot=snapshot))
     return catalog.image(fabric, tenant, name).record
+
+
+def content_digest(fabric: Fabric, cluster: Cluster, tenant: str, name: ImageName) -> str:
+    """SHA-256 of what a guest reads from the image; reads all that is allocated."""
+    entry = catalog.ready_image(fabric, tenant, name)
+    return blocks.content_digest(cluster, entry.record.path, None)
+
+
+def _refuse_other_digest(path: Path, format: SourceFormat | None, sha256: str, say: Say) -> None:
+    if not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
+        raise InvalidRequest(
+            f"--sha256 {shortened(sha256)} is no SHA-256. Write its 64 hexadecimal digits."
+        )
+    importer.inspect(path, format)
+    say(f"reading {path} for its checksum")
+    found = importer.file_digest(path)
+    if found != sha256.lower():
+        raise InvalidRequest(
+            f"{path} has SHA-256 {found}, not the one asked for. Fetch it again, or correct "
+            "--sha256."
+        )
 
 
 def _copy_in(
@@ -78,18 +104,18 @@ def _copy_in(
     def make(target: ImagePath) -> None:
         connection = attaching.connection(cluster, entry, target)
         conf = hypervisor.client_conf(connection, cluster.timeout_s, cluster.osd_timeout_s)
-        start = _begin(cluster, target, source.size_bytes, say)
+        start = begin(cluster, target, source.size_bytes, "an import of this file", say)
         # Held open: another svctl sees by it that this one is alive.
         with cluster.image(target) as handle:
             for at in range(start, source.size_bytes, STEP_BYTES):
                 length = min(STEP_BYTES, source.size_bytes - at)
                 for done in importer.copy(source, at, length, target, conf, connection.user):
                     progress(at + done, source.size_bytes)
-                handle.metadata_set(_DONE, str(at + length))
+                handle.metadata_set(DONE, str(at + length))
             if verify:
                 say(f"comparing {name} with {source.path}")
                 importer.compare(source, target, conf, connection.user)
-            handle.metadata_remove(_DONE)
+            handle.metadata_remove(DONE)
 
     try:
         admission.complete(fabric, cluster, entry, make)
@@ -118,8 +144,11 @@ def _take(fabric: Fabric, cluster: Cluster, tenant: str, ref: SnapshotRef) -> No
         snapshots.create(fabric, cluster, tenant, ref, protect=True)
 
 
-def _begin(cluster: Cluster, target: ImagePath, size_bytes: int, say: Say) -> int:
-    """Make the target ready to be written and return where to start."""
+def begin(cluster: Cluster, target: ImagePath, size_bytes: int, what: str, say: Say) -> int:
+    """Make the target ready to be written and return where to start.
+
+    `what` says in words what was interrupted, if something was.
+    """
     try:
         _wait_until_closed(cluster, target, say)
     except NotFound:
@@ -128,11 +157,11 @@ def _begin(cluster: Cluster, target: ImagePath, size_bytes: int, say: Say) -> in
         images.create(cluster, target, size_bytes)
         return 0
     images.break_lock(cluster, target)
-    done = int(images.note(cluster, target, _DONE) or 0)
+    done = int(images.note(cluster, target, DONE) or 0)
     say(
-        f"an import of this file was interrupted: going on at {format_size(done)}"
+        f"{what} was interrupted: going on at {format_size(done)}"
         if done
-        else "an import of this file was interrupted: starting it again"
+        else f"{what} was interrupted: starting it again"
     )
     return done
 

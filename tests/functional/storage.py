@@ -66,7 +66,8 @@ class Svctl:
                 ref = snapshot["snapshot"]
                 if snapshot["protected"]:
                     self("snapshot", "unprotect", ref, "--tenant", tenant)
-                self("snapshot", "delete", ref, "--tenant", tenant, "--yes")
+                verb = ("backup", "release") if snapshot["held_by"] else ("snapshot", "delete")
+                self(*verb, ref, "--tenant", tenant, "--yes")
             self("image", "delete", name, "--tenant", tenant, "--yes")
         for namespace in self("namespace", "list", "--tenant", tenant):
             self("namespace", "delete", tenant, "--pool", namespace["pool"], "--yes")
@@ -89,6 +90,7 @@ def probe_command(name: str, *arguments: object) -> list[str]:
 def _json(arguments: tuple[str, ...]) -> tuple[str, ...]:
     return (
         ()
-        if {"delete", "unlock"} & set(arguments[:2]) or arguments[:2] == ("tier", "remove")
+        if {"delete", "unlock", "release"} & set(arguments[:2])
+        or arguments[:2] == ("tier", "remove")
         else ("-o", "json")
     )

@@ -39,6 +39,7 @@ def make_qcow2(raw: Path, *options: str) -> Path:
 def content_in_ceph(svctl: Svctl, tenant: str, image: str, directory: Path) -> str:
     """The SHA-256 of an image as the stock `rbd` command reads it."""
     exported = directory / f"{image}.exported"
+    exported.unlink(missing_ok=True)
     svctl.host.run(["rbd", "export", "--no-progress", f"vms/{tenant}/{image}", str(exported)])
     return sha256(exported)
 
@@ -179,14 +180,14 @@ def _bad_files(directory: Path) -> dict[str, tuple[Path, str]]:
     subprocess.run(
         ["qemu-img", "create", "-q", "-f", "qcow2", "-o", data, str(outside), "8M"], check=True
     )
-    vmdk = directory / "other.vmdk"
-    subprocess.run(["qemu-img", "create", "-q", "-f", "vmdk", str(vmdk), "8M"], check=True)
+    vmdk = directory / "other.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qed", str(vmdk), "8M"], check=True)
     pipe = directory / "pipe.qcow2"
     os.mkfifo(pipe)
     return found | {
         "backing-file": (backed, "never followed"),
         "data-file": (outside, "never followed"),
-        "vmdk": (vmdk, "VMDK"),
+        "qed": (vmdk, "not a qcow2"),
         "missing": (directory / "nowhere.qcow2", "does not exist"),
         "directory": (directory, "is a directory"),
         "device": (Path("/dev/zero"), "not a regular file"),

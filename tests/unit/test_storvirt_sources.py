@@ -96,7 +96,7 @@ def test_unnamed_formats_are_recognised_by_their_mark_or_refused() -> None:
     assert recognise("f.img", b"\0" * 100, 1000, "", None).size_bytes == 1024
     for name, head, why in (
         ("f.qcow2", b"\0" * 100, "is not a qcow2 image"),
-        ("f.img", b"KDMV" + b"\0" * 96, "a VMDK image"),
+        ("f.img", b"QED\0" + b"\0" * 96, "a QED image"),
         ("f.img.gz", b"\x1f\x8b\x08" + b"\0" * 96, "gzip-compressed"),
         ("f.img", b"", "is empty"),
     ):
