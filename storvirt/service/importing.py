@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from storvirt import hypervisor
-from storvirt.backends import blocks, images, importer
+from storvirt.backends import blocks, images, importer, notes
 from storvirt.backends.cluster import Cluster
 from storvirt.model import (
     Image,
@@ -157,7 +157,7 @@ def begin(cluster: Cluster, target: ImagePath, size_bytes: int, what: str, say: 
         images.create(cluster, target, size_bytes)
         return 0
     images.break_lock(cluster, target)
-    done = int(images.note(cluster, target, DONE) or 0)
+    done = int(notes.get(cluster, target, DONE) or 0)
     say(
         f"{what} was interrupted: going on at {format_size(done)}"
         if done
