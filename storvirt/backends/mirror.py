@@ -6,6 +6,7 @@ to QEMU when it is over (`auto-dismiss=false`): a second svctl reads from it wha
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -53,14 +54,9 @@ def source_node(qmp: Qmp, path: ImagePath) -> str:
     return found
 
 
-def open_target(qmp: Qmp, source: str, node: str, path: ImagePath) -> None:
-    """Let QEMU open the target as `node`, with the address and the key it has for the source."""
-    options = _options_of(qmp, source)
-    if options.get("key-secret") is None:
-        # QEMU does not tell a secret's id in a file name, but it follows from the node's.
-        options["key-secret"] = f"key-{base_of(source)}"
-    options |= {"pool": path.pool, "namespace": path.namespace, "image": path.name}
-    qmp("blockdev-add", **(options | {"node-name": node, "driver": "rbd", "discard": "unmap"}))
+def open_target(qmp: Qmp, node: str, options: Mapping[str, object], base: str) -> None:
+    """Let QEMU open the target as `node`, with the key that it has for the image already."""
+    qmp("blockdev-add", **(dict(options) | {"node-name": node, "key-secret": f"key-{base}"}))
 
 
 def base_of(node: str) -> str:
@@ -132,28 +128,6 @@ def _opened(node: dict[str, Any]) -> tuple[str, str, str]:
     return options.get("pool", ""), options.get("namespace", ""), options.get("image", "")
 
 
-def _options_of(qmp: Qmp, name: str) -> dict[str, Any]:
-    for node in qmp("query-named-block-nodes", flat=True):
-        if node["node-name"] == name:
-            known = _described(str(node["file"]))
-            kept = {key: known[key] for key in ("user", "conf", "key-secret") if key in known}
-            servers = {key: value for key, value in known.items() if key.startswith("server.")}
-            if servers:
-                kept["server"] = _unflattened(servers)
-            elif "server" in known:
-                kept["server"] = known["server"]
-            return kept
-    return {}
-
-
 def _described(name: str) -> dict[str, Any]:
     found = json.loads(name.removeprefix("json:")) if name.startswith("json:") else {}
     return found if isinstance(found, dict) else {}
-
-
-def _unflattened(flat: dict[str, Any]) -> list[dict[str, str]]:
-    servers: dict[int, dict[str, str]] = {}
-    for key, value in flat.items():
-        _, index, field = key.split(".")
-        servers.setdefault(int(index), {})[field] = value
-    return [servers[index] for index in sorted(servers)]

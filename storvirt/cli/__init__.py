@@ -18,6 +18,7 @@ from storvirt.cli import (
     deadline,
     heat,
     image,
+    migrate,
     namespace,
     pin,
     place,
@@ -59,6 +60,7 @@ app.add_typer(snapshot.app, name="snapshot")
 app.add_typer(backup.app, name="backup")
 app.add_typer(tier.app, name="tier")
 app.add_typer(heat.app, name="heat")
+app.command("migrate")(migrate.migrate)
 app.command("place")(place.place)
 app.command("pin")(pin.pin)
 app.command("unpin")(pin.unpin)

@@ -5,6 +5,7 @@ from storvirt.backends import keys, osdmaps
 from storvirt.backends.cluster import Cluster
 from storvirt.hypervisor import Connection
 from storvirt.model import ImageName, ImagePath
+from storvirt.moving import Phase
 from storvirt.service import catalog, placing
 from storvirt.service.catalog import ImageEntry
 from tenancy.backends.fabric import Fabric
@@ -13,7 +14,10 @@ from tenancy.errors import VerificationFailed
 
 def attach(fabric: Fabric, cluster: Cluster, tenant: str, name: ImageName) -> Connection:
     """The connection of a ready image, as its tenant."""
-    entry = catalog.ready_image(fabric, tenant, name)
+    entry = catalog.image(fabric, tenant, name)
+    # What is copied in the background opens in its new pool already.
+    if entry.row["moving"] != Phase.EXECUTE:
+        catalog.refuse_unready(entry)
     return connection(cluster, entry, entry.record.path)
 
 

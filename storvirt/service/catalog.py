@@ -226,6 +226,12 @@ def refuse_unready(entry: ImageEntry) -> None:
             f"image {name} is being renamed. Finish that: svctl image rename "
             f"{entry.row['old_name']} {name} --tenant {tenant}."
         )
+    if entry.row["moving"] is not None:
+        raise Refused(
+            f"image {name} is being moved to another pool ({entry.row['moving']}). Finish that "
+            f"first: run the same `svctl migrate {name}` again, or undo it: svctl migrate {name} "
+            f"--abort --tenant {tenant}."
+        )
     if entry.record.state is State.DELETING:
         raise Refused(
             f"image {name} is being deleted. "

@@ -41,7 +41,7 @@ def migrate(
         catalog.refuse_unready(entry)
         target = _target(fabric, entry, pool)
         if qmp is not None:
-            mirroring.refuse_impossible(fabric, entry)
+            mirroring.refuse_impossible(fabric, entry, qmp)
         else:
             _refuse_open(cluster, entry)
         first = Phase.PREPARE if qmp is None else Phase.MIRROR
@@ -169,8 +169,4 @@ def _destination(fabric: Fabric, entry: ImageEntry, phase: Phase) -> PoolName:
 
 
 def _path(entry: ImageEntry, space: NamespaceEntry) -> ImagePath:
-    return ImagePath(
-        pool=space.record.pool, namespace=space.record.tenant, name=entry.record.name
-    )
-
-
+    return ImagePath(pool=space.record.pool, namespace=space.record.tenant, name=entry.record.name)
