@@ -54,10 +54,10 @@ def test_a_whole_file_gives_the_disks_size(kind: str, options: str) -> None:
 def test_a_file_that_lost_its_end_is_refused(kind: str, options: str) -> None:
     whole = made(kind, options)
 
-    # The last sector of a stream is padded, so its very last byte may be lost without harm.
-    last = () if "stream" in options else (len(whole) - 1,)
+    # A stream that qemu-img makes ends with padding, which may be lost without harm.
+    last = () if "stream" in options else (len(whole) - 512, len(whole) - 1)
 
-    for kept in (0, 3, 100, 600, len(whole) // 2, len(whole) - 512, *last):
+    for kept in (0, 3, 100, 600, len(whole) // 2, *last):
         with pytest.raises(InvalidRequest):
             parsed(kind, whole[:kept])
 
