@@ -6,9 +6,9 @@ Planning: 1,000 images from one osdmap, beside the monitor's `osd map` for each,
 Reading: three hosts, 100 us one way between them; 4 KiB reads, one at a time, of an image of 16
 objects, where a share f0 of the reads hits the first object. Peer: a host chosen without
 knowledge, which is the mean over all hosts. Ours: the host that `svctl place` names by first
-object or by heat, the read policy `localize` (mean over all hosts), and pins to the host
-that led least before. Booting: the lab's guest from a clone, until it takes commands, the same five ways; and
-its reads alone, as its heat map has them. A ratio of 0.4 is 60 % less time.
+object or by heat, the read policy `localize` (mean over all hosts), and pins to the host that led
+least before. Booting: the lab's guest from a clone, until it takes commands, the same five ways;
+and its reads alone, as its heat map has them. A ratio of 0.4 is 60 % less time.
 
 Four things to know when reading the figures. With three replicas on three hosts, `localize` is
 all local; on H hosts it is 3 of H. An emulated guest computes far longer than it reads, so its
