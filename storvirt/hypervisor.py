@@ -22,7 +22,8 @@ from storvirt.model import ImagePath
 class Connection:
     """How to reach an image: the cluster, where in it, and as whom. `secret` is the key, base64.
 
-    `conf_file` is what the client reads as its ceph.conf, if it is not the default one.
+    `conf_file` is what the client reads as its ceph.conf, if it is not the default one;
+    `passphrase_file` holds what an encrypted image (LUKS2) opens with.
     """
 
     fsid: str
@@ -32,6 +33,7 @@ class Connection:
     secret: str
     image_id: UUID
     conf_file: str | None = None
+    passphrase_file: str | None = None
 
     @property
     def node(self) -> str:
@@ -47,8 +49,10 @@ def key_file_name(connection: Connection) -> str:
 def qemu_blockdev(connection: Connection) -> dict[str, object]:
     """The block node, as -blockdev and QMP's blockdev-add take it."""
     conf = {} if connection.conf_file is None else {"conf": connection.conf_file}
+    encrypt = {"encrypt": encryption(connection)} if connection.passphrase_file else {}
     return {
         **conf,
+        **encrypt,
         "driver": "rbd",
         "node-name": connection.node,
         "pool": connection.path.pool,
@@ -71,6 +75,22 @@ def qemu_object(connection: Connection, key_file: str) -> dict[str, str]:
     }
 
 
+def encryption(connection: Connection) -> dict[str, str]:
+    """How QEMU's rbd driver opens an encrypted image."""
+    return {"format": "luks2", "key-secret": f"luks-{connection.node}"}
+
+
+def qemu_passphrase(connection: Connection) -> dict[str, str]:
+    """The passphrase's secret, as -object and QMP's object-add take it."""
+    assert connection.passphrase_file is not None
+    return {
+        "qom-type": "secret",
+        "id": f"luks-{connection.node}",
+        "format": "raw",
+        "file": connection.passphrase_file,
+    }
+
+
 def qemu_arguments(
     connection: Connection, key_file: str, *, pci_slot: int | None = None
 ) -> list[str]:
@@ -79,9 +99,13 @@ def qemu_arguments(
     Without a slot, QEMU takes the next free one.
     """
     address = "" if pci_slot is None else f",addr={pci_slot:#x}"
+    passphrase = (
+        ["-object", json.dumps(qemu_passphrase(connection))] if connection.passphrase_file else []
+    )
     return [
         "-object",
         json.dumps(qemu_object(connection, key_file)),
+        *passphrase,
         "-blockdev",
         json.dumps(qemu_blockdev(connection)),
         "-device",

@@ -18,6 +18,8 @@ SnapshotName = NewType("SnapshotName", str)
 TenantName = NewType("TenantName", str)
 
 SECTOR_BYTES = 512
+# The one way of encrypting an image.
+LUKS2 = "luks2"
 LARGEST_IMAGE_BYTES = 1 << 60
 # Rows of one transaction; the database answers nobody else while it takes them in.
 MOST_AT_ONCE = 10_000
@@ -96,6 +98,7 @@ class Image:
     state: State
     parent: str | None
     source: str | None
+    encryption: str | None = None
 
     @property
     def path(self) -> ImagePath:

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from storvirt.backends import activity
-from storvirt.model import ImagePath, whole_sectors
+from storvirt.model import LUKS2, ImagePath, whole_sectors
 from storvirt.qcow2 import HEADER_BYTES
 from storvirt.sources import Source, SourceFormat, fingerprint, recognise
 from tenancy.errors import BackendUnavailable, InvalidRequest, NotFound, VerificationFailed
@@ -84,12 +84,13 @@ def copy(
     target: ImagePath,
     conf: str,
     user: str,
+    passphrase_file: Path | None = None,
 ) -> Iterator[int]:
     """Copy `length` bytes at `start` of the source's disk to the same place in `target`.
 
     Iterate to let it happen; each item is how many bytes are done. The target must read as zeros
     where the source does: holes are skipped. `conf` is the text of a Ceph configuration with the
-    key of `user` in it.
+    key of `user` in it. An encrypted target is opened with what `passphrase_file` holds.
 
     Raises SourceUnreadable, or BackendUnavailable if the cluster is at fault.
     """
@@ -100,8 +101,9 @@ def copy(
             *("-p", "-n", "--target-is-zero", "-W", "-m", str(PARALLEL_REQUESTS)),
             # No cache: a write that QEMU calls done is on the OSDs, and its error is seen.
             *("-t", "none"),
+            *_secret(passphrase_file),
             _slice(_open_source(source), start, length),
-            _slice(_open_target(target, conf_path, user), start, length),
+            _slice(_open_target(target, conf_path, user, passphrase_file), start, length),
         ]
         process = subprocess.Popen(
             command,
@@ -123,14 +125,21 @@ def copy(
         _fail(source, target, complaint)
 
 
-def compare(source: Source, target: ImagePath, conf: str, user: str) -> None:
+def compare(
+    source: Source,
+    target: ImagePath,
+    conf: str,
+    user: str,
+    passphrase_file: Path | None = None,
+) -> None:
     """Read both and raise VerificationFailed unless they hold the same bytes."""
     with _as_file(conf) as conf_path:
         command = [
             *_bound_to_parent("qemu-img"),
             "compare",
+            *_secret(passphrase_file),
             _json(_open_source(source)),
-            _json(_open_target(target, conf_path, user)),
+            _json(_open_target(target, conf_path, user, passphrase_file)),
         ]
         done = subprocess.run(
             command,
@@ -218,8 +227,20 @@ def _open_source(source: Source) -> Mapping[str, object]:
     return node
 
 
-def _open_target(target: ImagePath, conf_path: str, user: str) -> Mapping[str, object]:
+def _secret(passphrase_file: Path | None) -> list[str]:
+    # QEMU reads the file; nothing of it is in the process list.
+    if passphrase_file is None:
+        return []
+    secret = {"qom-type": "secret", "id": "luks", "format": "raw", "file": str(passphrase_file)}
+    return ["--object", json.dumps(secret)]
+
+
+def _open_target(
+    target: ImagePath, conf_path: str, user: str, passphrase_file: Path | None
+) -> Mapping[str, object]:
+    encrypted = {"encrypt": {"format": LUKS2, "key-secret": "luks"}} if passphrase_file else {}
     return {
+        **encrypted,
         "driver": "rbd",
         "pool": target.pool,
         "namespace": target.namespace,

@@ -42,6 +42,10 @@ def attach(
             show_default=False,
         ),
     ] = None,
+    passphrase_file: Annotated[
+        Path | None,
+        typer.Option(help="What an encrypted image opens with.", show_default=False),
+    ] = None,
     output: Output = Format.TABLE,
 ) -> None:
     """Print what a hypervisor needs, the tenant's key included."""
@@ -51,7 +55,9 @@ def attach(
     if host is not None and write_dir is None:
         raise InvalidRequest("--host is told the client in a file. Say where: --write-dir.")
     with fabric_and_ceph(context) as (fabric, cluster):
-        connection = attaching.attach(fabric, cluster, tenant, wanted)
+        connection = attaching.attach(
+            fabric, cluster, tenant, wanted, passphrase_file=passphrase_file
+        )
         location = None if host is None else attaching.location(fabric, cluster, host)
     where = _write(connection, write_dir) if write_dir else Path()
     if location is not None:
@@ -105,6 +111,8 @@ def _document(
             "blockdev": hypervisor.qemu_blockdev(connection),
             "arguments": hypervisor.qemu_arguments(connection, key_file),
         }
+        if connection.passphrase_file:
+            document["qemu"]["passphrase"] = hypervisor.qemu_passphrase(connection)
     else:
         element = hypervisor.libvirt_commandline(connection, key_file, pci_slot=pci_slot)
         document["libvirt"] = {"commandline": element}

@@ -9,6 +9,7 @@ import typer
 from storvirt.cli.attach import attach
 from storvirt.cli.bulk import first_failure, named, show_outcome
 from storvirt.cli.common import MaybeTenant, PoolOption, TenantOption, fabric_and_ceph, say
+from storvirt.cli.encrypting import EncryptOption, PassphraseOption, to_encrypt
 from storvirt.cli.export import export
 from storvirt.cli.progress import no_progress, progress_bar
 from storvirt.cli.reading import read_policy
@@ -44,14 +45,26 @@ def create(
     tenant: TenantOption,
     size: Annotated[str, typer.Option(help="Such as 10GiB.", show_default=False)],
     pool: PoolOption = None,
+    encrypt: EncryptOption = None,
+    passphrase_file: PassphraseOption = None,
     output: Output = Format.TABLE,
 ) -> None:
     """Create an empty image."""
+    from storvirt.backends.encryption import passphrase
     from storvirt.service import images
 
     wanted, size_bytes, where = image_name(name), image_size(size), pool and pool_name(pool)
+    file = to_encrypt(encrypt, passphrase_file)
     with fabric_and_ceph(context) as (fabric, cluster):
-        image = images.create(fabric, cluster, tenant, wanted, size_bytes, pool=where or None)
+        image = images.create(
+            fabric,
+            cluster,
+            tenant,
+            wanted,
+            size_bytes,
+            pool=where or None,
+            passphrase=None if file is None else passphrase(file),
+        )
     show(_record(image), output)
 
 
@@ -75,6 +88,8 @@ def import_(
         str | None,
         typer.Option(help="What the file must have; the disk's is shown then.", show_default=False),
     ] = None,
+    encrypt: EncryptOption = None,
+    passphrase_file: PassphraseOption = None,
     output: Output = Format.TABLE,
 ) -> None:
     """Import a disk from a file. Interrupted, the same command goes on where it stopped."""
@@ -82,6 +97,7 @@ def import_(
 
     wanted, where = image_name(name), pool and pool_name(pool)
     base = snapshot_name(snapshot) if snapshot else None
+    file = to_encrypt(encrypt, passphrase_file)
     with (
         fabric_and_ceph(context, talks=True) as (fabric, cluster),
         progress_bar(f"importing {name}") as progress,
@@ -97,11 +113,12 @@ def import_(
             snapshot=base,
             verify=verify,
             sha256=sha256,
+            passphrase_file=file,
             progress=progress,
             say=say,
         )
         record = _record(image)
-        if verify or sha256:
+        if (verify or sha256) and file is None:
             record["sha256"] = importing.content_digest(fabric, cluster, tenant, wanted)
     show(record, output)
 
@@ -237,6 +254,7 @@ def _record(image: Image) -> dict[str, Any]:
         "state": str(image.state),
         "parent": image.parent,
         "source": image.source,
+        "encryption": image.encryption,
     }
 
 

@@ -46,12 +46,16 @@ def admit_all(
     pool: PoolName | None,
     parent: SnapshotEntry | None = None,
     source: str | None = None,
+    encryption: str | None = None,
 ) -> Admission:
     """Record the intent to make these images, all or none of them; also what was begun before.
 
     Raises QuotaExceeded, AlreadyExists, or Refused if another intent holds a name.
     """
     fresh: dict[UUID, ImageName] = {}
+    if parent is not None:
+        # A clone is read with its parent's passphrase.
+        encryption = parent.image.row["encryption"]
 
     def build(transaction: Transaction) -> catalog.NamespaceEntry:
         fresh.clear()
@@ -72,6 +76,7 @@ def admit_all(
                 "state": State.CREATING,
                 "parent": parent.row.id if parent else None,
                 "source": source,
+                "encryption": encryption,
             }
             transaction.insert_as(row_id, "Image", row)
             # The name that a rename has not left yet.
@@ -89,7 +94,7 @@ def admit_all(
         ) from error
     rows = catalog.image_rows(fabric, space.tenant.id, names)
     begun = [row for row in rows if row["state"] == State.CREATING]
-    asked = (space.row.id, size_bytes, parent.row.id if parent else None, source)
+    asked = (space.row.id, size_bytes, parent.row.id if parent else None, source, encryption)
     for row in rows:
         _refuse_another(tenant, row, asked)
     text = catalog.parent_text(tenant, parent)
@@ -109,10 +114,18 @@ def admit(
     pool: PoolName | None,
     parent: SnapshotEntry | None = None,
     source: str | None = None,
+    encryption: str | None = None,
 ) -> ImageEntry:
     """Record the intent to make one image, or find the same intent that was interrupted."""
     admitted = admit_all(
-        fabric, tenant, [name], size_bytes, pool=pool, parent=parent, source=source
+        fabric,
+        tenant,
+        [name],
+        size_bytes,
+        pool=pool,
+        parent=parent,
+        source=source,
+        encryption=encryption,
     )
     insist_on_one(tenant, admitted)
     return admitted.entries[0]
@@ -125,7 +138,9 @@ def insist_on_one(tenant: str, admitted: Admission) -> None:
 
 
 def _refuse_another(tenant: str, row: Row, asked: tuple[Any, ...]) -> None:
-    found = tuple(row[column] for column in ("namespace", "size_bytes", "parent", "source"))
+    found = tuple(
+        row[column] for column in ("namespace", "size_bytes", "parent", "source", "encryption")
+    )
     if row["state"] == State.CREATING and found != asked:
         raise Refused(
             f"image {row['name']} was begun otherwise and not finished. Run the same command as "

@@ -1,7 +1,10 @@
 """What a hypervisor needs to open an image, gathered from the fabric and the cluster."""
 
+from dataclasses import replace
+from pathlib import Path
+
 from storvirt import caps
-from storvirt.backends import keys, osdmaps
+from storvirt.backends import encryption, keys, osdmaps
 from storvirt.backends.cluster import Cluster
 from storvirt.hypervisor import Connection
 from storvirt.model import ImageName, ImagePath
@@ -9,16 +12,35 @@ from storvirt.moving import Phase
 from storvirt.service import catalog, placing
 from storvirt.service.catalog import ImageEntry
 from tenancy.backends.fabric import Fabric
-from tenancy.errors import VerificationFailed
+from tenancy.errors import Refused, VerificationFailed
 
 
-def attach(fabric: Fabric, cluster: Cluster, tenant: str, name: ImageName) -> Connection:
-    """The connection of a ready image, as its tenant."""
+def attach(
+    fabric: Fabric,
+    cluster: Cluster,
+    tenant: str,
+    name: ImageName,
+    *,
+    passphrase_file: Path | None = None,
+) -> Connection:
+    """The connection of a ready image, as its tenant; an encrypted one's passphrase is tried."""
     entry = catalog.image(fabric, tenant, name)
     # What is copied in the background opens in its new pool already.
     if entry.row["moving"] != Phase.EXECUTE:
         catalog.refuse_unready(entry)
-    return connection(cluster, entry, entry.record.path)
+    found = connection(cluster, entry, entry.record.path)
+    if passphrase_file is None:
+        if entry.record.encryption:
+            raise Refused(
+                f"image {name} is encrypted ({entry.record.encryption}). Say where the passphrase "
+                "is: --passphrase-file."
+            )
+        return found
+    if not entry.record.encryption:
+        raise Refused(f"image {name} is not encrypted. Leave --passphrase-file out.")
+    secret = encryption.passphrase(passphrase_file)
+    encryption.unlock(cluster, entry.record.path, secret)
+    return replace(found, passphrase_file=str(passphrase_file.absolute()))
 
 
 def location(fabric: Fabric, cluster: Cluster, host: str) -> str:

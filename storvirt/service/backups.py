@@ -142,7 +142,15 @@ def restore(
     say(f"verifying {len(chosen)} pieces of {directory}")
     with Disk() as disk:
         digests = _verified(directory, chosen, disk)
-        entry = admission.admit(fabric, tenant, name, wanted.size_bytes, pool=pool, source=source)
+        entry = admission.admit(
+            fabric,
+            tenant,
+            name,
+            wanted.size_bytes,
+            pool=pool,
+            source=source,
+            encryption=manifest.encryption,
+        )
 
         def make(target: ImagePath) -> None:
             what = "a restore of this backup"
@@ -163,7 +171,6 @@ def restore(
                 handle.metadata_remove(importing.DONE)
 
         admission.complete(fabric, cluster, entry, make)
-    _note_encryption(fabric, tenant, name, manifest)
     return catalog.image(fabric, tenant, name).record
 
 
@@ -316,12 +323,3 @@ def _is_restored(fabric: Fabric, tenant: str, name: ImageName, source: str) -> b
     except NotFound:
         return False
     return entry.record.state is State.READY and entry.record.source == source
-
-
-def _note_encryption(fabric: Fabric, tenant: str, name: ImageName, manifest: Manifest) -> None:
-    if manifest.encryption is None:
-        return
-    entry = catalog.image(fabric, tenant, name)
-    transaction = fabric.transaction()
-    transaction.update(entry.row, {"encryption": manifest.encryption})
-    transaction.commit()

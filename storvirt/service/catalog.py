@@ -280,6 +280,7 @@ def image_entry(row: Row, space: Namespace, parent: str | None) -> ImageEntry:
             state=State(row["state"]),
             parent=parent,
             source=row["source"],
+            encryption=row["encryption"],
         ),
     )
 

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from storvirt.backends import images
+from storvirt.backends import encryption, images
 from storvirt.backends.cluster import Cluster
 from storvirt.backends.images import ImageFacts
-from storvirt.model import Image, ImageName, ImagePath, PoolName, SnapshotRef, State
+from storvirt.model import LUKS2, Image, ImageName, ImagePath, PoolName, SnapshotRef, State
 from storvirt.service import admission, catalog, making
 from storvirt.service.catalog import ImageEntry, SnapshotEntry
 from storvirt.service.parallel import Outcome, Progress, no_progress, outcome
@@ -34,13 +34,18 @@ def create(
     size_bytes: int,
     *,
     pool: PoolName | None = None,
+    passphrase: str | None = None,
 ) -> Image:
-    """An empty image."""
+    """An empty image of that size; with a passphrase encrypted, and larger by LUKS2's header."""
+    total = size_bytes if passphrase is None else size_bytes + encryption.HEADER_BYTES
 
     def make(path: ImagePath) -> None:
-        images.create(cluster, path, size_bytes)
+        images.create(cluster, path, total)
+        if passphrase is not None:
+            encryption.format_luks2(cluster, path, size_bytes, passphrase)
 
-    admitted = admission.admit_all(fabric, tenant, [name], size_bytes, pool=pool)
+    kind = None if passphrase is None else LUKS2
+    admitted = admission.admit_all(fabric, tenant, [name], total, pool=pool, encryption=kind)
     admission.insist_on_one(tenant, admitted)
     for failure in making.carry_out(fabric, cluster, admitted, make):
         raise failure.error

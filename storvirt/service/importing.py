@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from storvirt import hypervisor
-from storvirt.backends import blocks, images, importer, notes
+from storvirt.backends import blocks, encryption, images, importer, notes
 from storvirt.backends.cluster import Cluster
 from storvirt.model import (
+    LUKS2,
     Image,
     ImageName,
     ImagePath,
@@ -47,6 +48,7 @@ def import_file(
     snapshot: SnapshotName | None = None,
     verify: bool = False,
     sha256: str | None = None,
+    passphrase_file: Path | None = None,
     progress: Progress = lambda _done, _total: None,
     say: Say = lambda _sentence: None,
 ) -> Image:
@@ -56,12 +58,19 @@ def import_file(
     stopped; if the file proves unreadable on the way, nothing is left. `verify` reads both sides
     once more and compares; `snapshot` is taken and protected then. Doing the same import again
     finds it done. `sha256` is what the file must have, in hexadecimal.
+
+    With `passphrase_file` the image is encrypted (LUKS2), and always verified.
     """
+    if passphrase_file is not None:
+        passphrase_file = passphrase_file.absolute()
+        encryption.passphrase(passphrase_file)
     if sha256 is not None:
         _refuse_other_digest(path, format, sha256, say)
     source = importer.inspect(path, format)
     if not _is_imported(fabric, tenant, name, source):
-        _copy_in(fabric, cluster, tenant, name, source, pool, verify, progress, say)
+        _copy_in(
+            fabric, cluster, tenant, name, source, pool, verify, passphrase_file, progress, say
+        )
     if snapshot is not None:
         _take(fabric, cluster, tenant, SnapshotRef(image=name, snapshot=snapshot))
     return catalog.image(fabric, tenant, name).record
@@ -96,25 +105,39 @@ def _copy_in(
     source: Source,
     pool: PoolName | None,
     verify: bool,
+    passphrase_file: Path | None,
     progress: Progress,
     say: Say,
 ) -> None:
-    entry = admission.admit(fabric, tenant, name, source.size_bytes, pool=pool, source=str(source))
+    total = source.size_bytes + (encryption.HEADER_BYTES if passphrase_file else 0)
+    entry = admission.admit(
+        fabric,
+        tenant,
+        name,
+        total,
+        pool=pool,
+        source=str(source),
+        encryption=LUKS2 if passphrase_file else None,
+    )
 
     def make(target: ImagePath) -> None:
         connection = attaching.connection(cluster, entry, target)
         conf = hypervisor.client_conf(connection, cluster.timeout_s, cluster.osd_timeout_s)
-        start = begin(cluster, target, source.size_bytes, "an import of this file", say)
+        start = begin(cluster, target, total, "an import of this file", say)
+        if passphrase_file is not None:
+            _encrypt(cluster, target, source.size_bytes, passphrase_file, start)
         # Held open: another svctl sees by it that this one is alive.
         with cluster.image(target) as handle:
             for at in range(start, source.size_bytes, STEP_BYTES):
                 length = min(STEP_BYTES, source.size_bytes - at)
-                for done in importer.copy(source, at, length, target, conf, connection.user):
+                for done in importer.copy(
+                    source, at, length, target, conf, connection.user, passphrase_file
+                ):
                     progress(at + done, source.size_bytes)
                 handle.metadata_set(DONE, str(at + length))
-            if verify:
+            if verify or passphrase_file is not None:
                 say(f"comparing {name} with {source.path}")
-                importer.compare(source, target, conf, connection.user)
+                importer.compare(source, target, conf, connection.user, passphrase_file)
             handle.metadata_remove(DONE)
 
     try:
@@ -142,6 +165,20 @@ def _take(fabric: Fabric, cluster: Cluster, tenant: str, ref: SnapshotRef) -> No
         snapshots.protect(fabric, cluster, tenant, ref)
     else:
         snapshots.create(fabric, cluster, tenant, ref, protect=True)
+
+
+def _encrypt(
+    cluster: Cluster, target: ImagePath, usable_bytes: int, passphrase_file: Path, start: int
+) -> None:
+    """The header, made anew unless some of the disk is there already."""
+    secret = encryption.passphrase(passphrase_file)
+    if start:
+        encryption.unlock(cluster, target, secret)
+        return
+    total = usable_bytes + encryption.HEADER_BYTES
+    images.remove(cluster, target)
+    images.create(cluster, target, total)
+    encryption.format_luks2(cluster, target, usable_bytes, secret)
 
 
 def begin(cluster: Cluster, target: ImagePath, size_bytes: int, what: str, say: Say) -> int:

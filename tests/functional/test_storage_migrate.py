@@ -33,7 +33,7 @@ def green(svctl: Svctl, red: str) -> Iterator[str]:
 
 
 def imported(svctl: Svctl, tenant: str, name: str, directory: Path, size_mib: int = 64) -> str:
-    raw = make_raw(directory / f"{name}.raw", size_mib * MIB, 16)
+    raw = make_raw(directory / f"{name}.raw", size_mib * MIB, min(16, size_mib // 4))
     svctl(
         *("image", "import", name, "--tenant", tenant, "--pool", "vms", "--from", str(raw)),
     )
@@ -97,22 +97,22 @@ cli.main()
 
 
 @pytest.mark.parametrize(
-    "at",
+    ("at", "undo"),
     [
-        "migration:prepare:before",
-        "migration:prepare:after",
-        "migrating:step:after",
-        "migration:execute:before",
-        "migration:execute:after",
-        "migration:commit:after",
+        ("migration:prepare:before", True),
+        ("migration:prepare:after", False),
+        ("migration:prepare:after", True),
+        ("migrating:step:after", True),
+        ("migration:execute:before", False),
+        ("migration:execute:after", True),
+        ("migration:commit:after", True),
     ],
 )
-@pytest.mark.parametrize("undo", [False, True])
 def test_a_move_killed_at_a_step_is_finished_or_undone(
     svctl: Svctl, green: str, ceph_lab: Lab, tmp_path: Path, at: str, undo: bool
 ) -> None:
     name = "killed"
-    digest = imported(svctl, green, name, tmp_path)
+    digest = imported(svctl, green, name, tmp_path, 16)
     move = ("migrate", name, "--tenant", green, "--to-pool", OTHER)
     python = sys.executable
     done = ceph_lab.ctl.run([python, "-c", KILLED, at, *move], check=False, timeout_s=120)
@@ -201,15 +201,15 @@ def insist(writer: Writer, raw: Path) -> None:
     assert lost == [] and len(writer.acknowledged) > 20
 
 
-@pytest.mark.parametrize("killed_after_s", [None, 0.4, 1.5])
+@pytest.mark.parametrize("killed_after_s", [None, 1.0])
 def test_an_image_moves_under_a_writing_guest_and_no_acknowledged_byte_is_lost(
     svctl: Svctl, green: str, ceph_lab: Lab, tmp_path: Path, killed_after_s: float | None
 ) -> None:
     name = "busy"
-    imported(svctl, green, name, tmp_path, 256)
+    imported(svctl, green, name, tmp_path, 128)
     with guest(ceph_lab, svctl, green, name, tmp_path) as qmp:
         assert "--qmp" in svctl.refused("migrate", name, "-t", green, "--to-pool", OTHER).sentence
-        writer = Writer(ceph_lab, tmp_path, 256 * MIB)
+        writer = Writer(ceph_lab, tmp_path, 128 * MIB)
         move = ("migrate", name, "--tenant", green, "--to-pool", OTHER, "--qmp", str(qmp))
         for _ in range(5):
             writer.write()
