@@ -26,6 +26,9 @@ MOST_AT_ONCE = 10_000
 
 # Wider than a DNS label: people name images after releases, `debian-12.5`.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_DURATION = re.compile(r"(\d{1,9})([dhms])")
+_UNIT_S = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
+LONGEST_S = 3_650 * 86_400
 
 
 class State(StrEnum):
@@ -156,6 +159,18 @@ def snapshot_ref(text: str) -> SnapshotRef:
 def image_size(text: str) -> int:
     """A size such as `10GiB`, in bytes, if an image can have it. Raises InvalidRequest."""
     return checked_size(parse_size("size", text))
+
+
+def duration(text: str) -> int:
+    """Seconds meant by `7d`, `12h`, `30m` or `90s`. Raises InvalidRequest."""
+    found = _DURATION.fullmatch(text.strip())
+    seconds = int(found[1]) * _UNIT_S[found[2]] if found else -1
+    if not 0 <= seconds <= LONGEST_S:
+        raise InvalidRequest(
+            f"{shortened(text)!r} is not a time up to 10 years. Write a whole number and d, h, m "
+            "or s: 7d."
+        )
+    return seconds
 
 
 def checked_size(size_bytes: int) -> int:

@@ -1,12 +1,14 @@
 """RBD images: one function for each thing that is done to one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import rbd
 
+from storvirt import features, qos
 from storvirt.backends import activity
 from storvirt.backends.cluster import SILENT, Cluster, translated
+from storvirt.features import Layout
 from storvirt.model import ImageName, ImagePath, PoolName, SnapshotName, TenantName
 from tenancy.errors import AlreadyExists, BackendUnavailable, Conflict, NotFound, Refused
 
@@ -22,6 +24,11 @@ class ImageFacts:
     overlap_bytes: int
     users: tuple[str, ...]
     lock_owner: str | None
+    features: tuple[str, ...]
+    object_size_bytes: int
+    stripe_unit_bytes: int
+    stripe_count: int
+    limits: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,19 +41,42 @@ class FirstObject:
     name: str
 
 
-def create(cluster: Cluster, path: ImagePath, size_bytes: int) -> None:
+def create(
+    cluster: Cluster,
+    path: ImagePath,
+    size_bytes: int,
+    layout: Layout | None = None,
+    data_pool: str | None = None,
+) -> None:
+    chosen = layout or Layout()
     with translated(f"image {path}"), cluster.pool(path.pool, path.namespace) as context:
-        rbd.RBD().create(context, path.name, size_bytes, old_format=False)
+        rbd.RBD().create(
+            context,
+            path.name,
+            size_bytes,
+            order=chosen.order,
+            old_format=False,
+            features=chosen.bits,
+            stripe_unit=chosen.stripe_unit_bytes,
+            stripe_count=chosen.stripe_count,
+            data_pool=data_pool,
+        )
 
 
-def clone(cluster: Cluster, parent: ImagePath, snapshot: SnapshotName, child: ImagePath) -> None:
+def clone(
+    cluster: Cluster,
+    parent: ImagePath,
+    snapshot: SnapshotName,
+    child: ImagePath,
+    data_pool: str | None = None,
+) -> None:
     """Make `child` from a snapshot; nothing is copied until it is written (clone v2)."""
     with (
         translated(f"image {parent}@{snapshot}"),
         cluster.pool(parent.pool, parent.namespace) as source,
         cluster.pool(child.pool, child.namespace) as target,
     ):
-        rbd.RBD().clone(source, parent.name, snapshot, target, child.name)
+        rbd.RBD().clone(source, parent.name, snapshot, target, child.name, data_pool=data_pool)
 
 
 def exists(cluster: Cluster, path: ImagePath) -> bool:
@@ -89,6 +119,80 @@ def resize(cluster: Cluster, path: ImagePath, size_bytes: int) -> None:
             image.resize(size_bytes, allow_shrink=True)
 
 
+def set_metadata(cluster: Cluster, path: ImagePath, wanted: Mapping[str, str | None]) -> None:
+    """Keep these settings in the image's metadata; None takes one out."""
+    with cluster.image(path) as image:
+        present = dict(image.metadata_list())
+        for key, value in wanted.items():
+            if value is None and key in present:
+                image.metadata_remove(key)
+            elif value is not None and present.get(key) != value:
+                image.metadata_set(key, value)
+
+
+def switch_features(
+    cluster: Cluster, path: ImagePath, on: frozenset[str], off: frozenset[str]
+) -> None:
+    """Switch features of an image; what relies on another is switched in the right order.
+
+    An object map that is switched on is built at once, for it is taken as invalid before.
+    """
+    with cluster.image(path) as image:
+        take_lock(image)
+        # librbd itself insists on the order within one call.
+        if off:
+            image.update_features(sum(features.BITS[name] for name in off), False)
+        if on:
+            image.update_features(sum(features.BITS[name] for name in on), True)
+        if "object-map" in on:
+            image.rebuild_object_map(_unwatched)
+
+
+def flatten(cluster: Cluster, path: ImagePath, progress: Callable[[int, int], None]) -> None:
+    """Copy what the image shares with its parent; quiet if it has none. Goes on where it was."""
+    with cluster.image(path) as image:
+        if _parent(image) is not None:
+            image.flatten(on_progress=progress)
+
+
+def roll_back(cluster: Cluster, path: ImagePath, snapshot: SnapshotName) -> None:
+    """Make the image what it was when the snapshot was taken."""
+    with cluster.image(path) as image:
+        take_lock(image)
+        image.rollback_to_snap(snapshot)
+
+
+def used(cluster: Cluster, path: ImagePath) -> tuple[int, int]:
+    """Bytes of whole objects that the image fills by itself, and that its snapshots keep besides.
+
+    With fast-diff this reads maps, a bit or two for each object; without, it lists objects.
+    """
+    with cluster.image(path, read_only=True) as image:
+        snapshots = sorted(image.list_snaps(), key=lambda found: int(found["id"]))
+        kept, before = 0, None
+        for found in snapshots:
+            image.set_snap_by_id(found["id"])
+            kept += _changed(image, found["size"], before)
+            before = found["name"]
+        image.set_snap(None)
+        return _changed(image, image.size(), before), kept
+
+
+def _changed(image: rbd.Image, size_bytes: int, since: str | None) -> int:
+    found = 0
+
+    def count(_offset: int, length: int, exists: bool) -> None:
+        nonlocal found
+        found += length if exists else 0
+
+    image.diff_iterate(0, size_bytes, since, count, include_parent=False, whole_object=True)
+    return found
+
+
+def _unwatched(_done: int, _total: int) -> int:
+    return 0
+
+
 def note(cluster: Cluster, path: ImagePath, key: str) -> str | None:
     """The note under `key`, or None; also if there is no such image."""
     with cluster.pool(path.pool, path.namespace) as context, translated(f"image {path}"):
@@ -111,6 +215,11 @@ def describe(cluster: Cluster, path: ImagePath) -> ImageFacts:
             overlap_bytes=image.overlap() if parent else 0,
             users=_others(image),
             lock_owner=_lock_owner(image),
+            features=features.names(image.features()),
+            object_size_bytes=image.stat()["obj_size"],
+            stripe_unit_bytes=image.stripe_unit(),
+            stripe_count=image.stripe_count(),
+            limits=qos.read(dict(image.metadata_list())),
         )
 
 
@@ -219,7 +328,8 @@ def take_lock(image: rbd.Image) -> None:
     # librbd would ask the lock's owner, a guest with the tenant's key, to do it. That key can't
     # allocate or drop snapshot ids (whoever can may drop those of every tenant in the pool), so
     # the guest hands the lock over for a moment. It takes it back with its next write.
-    image.lock_acquire(rbd.RBD_LOCK_MODE_EXCLUSIVE)
+    if image.features() & rbd.RBD_FEATURE_EXCLUSIVE_LOCK:
+        image.lock_acquire(rbd.RBD_LOCK_MODE_EXCLUSIVE)
 
 
 def _parent(image: rbd.Image) -> tuple[ImagePath, str] | None:

@@ -80,7 +80,9 @@ def admit_all(
             }
             transaction.insert_as(row_id, "Image", row)
             # The name that a rename has not left yet.
-            transaction.require_none("Image", tenant=space.tenant.id, old_name=name)
+            transaction.require_none(
+                "Image", tenant=space.tenant.id, old_name=name, state=State.RENAMING
+            )
         ledger.charge(
             transaction, space.tenant.id, tenant, _amounts(len(fresh), size_bytes * len(fresh))
         )

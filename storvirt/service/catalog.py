@@ -63,6 +63,12 @@ def pool(fabric: Fabric, name: PoolName) -> Row:
     return row
 
 
+def data_pool(fabric: Fabric, name: PoolName) -> str | None:
+    """Where images of this pool keep their data, if that is another pool."""
+    found: str | None = pool(fabric, name).columns.get("data_pool")
+    return found
+
+
 def pools(fabric: Fabric) -> list[Pool]:
     """All pools, by name."""
     return sorted(map(pool_record, fabric.select("StoragePool")), key=lambda pool: pool.name)
@@ -129,8 +135,11 @@ def namespace(fabric: Fabric, tenant: str, pool: PoolName | None) -> NamespaceEn
 # Images
 
 
-def images(fabric: Fabric, tenant: str | None = None) -> list[ImageEntry]:
-    """All images, or one tenant's, by tenant and name. Raises NotFound for the tenant."""
+def images(
+    fabric: Fabric, tenant: str | None = None, *, state: State | None = None
+) -> list[ImageEntry]:
+    """All images, or one tenant's, by tenant and name; not those in the trash, unless their
+    `state` is asked for. Raises NotFound for the tenant."""
     wanted = {} if tenant is None else {"tenant": tenants.find(fabric, tenant).id}
     rows, all_rows, snapshot_rows = fabric.select_many(
         [("Image", wanted), ("Image", {}), ("Snapshot", {})]
@@ -143,6 +152,7 @@ def images(fabric: Fabric, tenant: str | None = None) -> list[ImageEntry]:
         for row in rows
         # A namespace that was made between the two reads.
         if row["namespace"] in spaces
+        and (row["state"] == state if state else row["state"] != State.TRASHED)
     ]
     return sorted(entries, key=lambda entry: (entry.record.tenant, entry.record.name))
 
@@ -231,6 +241,16 @@ def refuse_unready(entry: ImageEntry) -> None:
             f"image {name} is being moved to another pool ({entry.row['moving']}). Finish that "
             f"first: run the same `svctl migrate {name}` again, or undo it: svctl migrate {name} "
             f"--abort --tenant {tenant}."
+        )
+    if entry.row["rollback"] is not None:
+        raise Refused(
+            f"image {name} is being rolled back to {entry.row['rollback']}, and is neither as it "
+            f"was nor as it will be. Finish that: run the same rollback again."
+        )
+    if entry.record.state is State.TRASHED:
+        raise Refused(
+            f"image {name} is being restored from the trash. Finish that: svctl trash restore "
+            f"{entry.row['old_name']} --name {name} --tenant {tenant}."
         )
     if entry.record.state is State.DELETING:
         raise Refused(

@@ -1,13 +1,15 @@
 """Images: create, clone, resize, show, and free from a dead host's lock."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from storvirt import features
 from storvirt.backends import encryption, images
 from storvirt.backends.cluster import Cluster
 from storvirt.backends.images import ImageFacts
+from storvirt.features import Layout
 from storvirt.model import LUKS2, Image, ImageName, ImagePath, PoolName, SnapshotRef, State
-from storvirt.service import admission, catalog, making
+from storvirt.service import admission, catalog, flattening, making
 from storvirt.service.catalog import ImageEntry, SnapshotEntry
 from storvirt.service.parallel import Outcome, Progress, no_progress, outcome
 from tenancy import ledger
@@ -35,16 +37,19 @@ def create(
     *,
     pool: PoolName | None = None,
     passphrase: str | None = None,
+    layout: Layout | None = None,
 ) -> Image:
     """An empty image of that size; with a passphrase encrypted, and larger by LUKS2's header."""
     total = size_bytes if passphrase is None else size_bytes + encryption.HEADER_BYTES
 
     def make(path: ImagePath) -> None:
-        images.create(cluster, path, total)
+        images.create(cluster, path, total, layout, data_pool)
         if passphrase is not None:
             encryption.format_luks2(cluster, path, size_bytes, passphrase)
 
     kind = None if passphrase is None else LUKS2
+    where = catalog.namespace(fabric, tenant, pool).record.pool
+    data_pool = catalog.data_pool(fabric, where)
     admitted = admission.admit_all(fabric, tenant, [name], total, pool=pool, encryption=kind)
     admission.insist_on_one(tenant, admitted)
     for failure in making.carry_out(fabric, cluster, admitted, make):
@@ -60,32 +65,90 @@ def clone(
     names: Sequence[ImageName],
     *,
     pool: PoolName | None = None,
+    owner: str | None = None,
+    max_depth: int = flattening.DEPTH,
+    flatten_deep: bool = False,
     progress: Progress = no_progress,
 ) -> Outcome:
     """Images that share their blocks with a protected snapshot until they write them.
 
     All are admitted or none. Those that are there already as asked are left as they are, so the
-    same call finishes what was interrupted.
+    same call finishes what was interrupted. `owner` is whose the snapshot is, if it is shared.
+    `max_depth` generations are allowed; with `flatten_deep`, clones beyond that are copied whole.
     """
-    origin = catalog.snapshot(fabric, tenant, parent)
+    origin = catalog.snapshot(fabric, owner or tenant, parent)
     _refuse_unprotected(tenant, origin)
+    if owner not in (None, tenant) and not origin.image.row["shared"]:
+        raise Refused(
+            f"image {parent.image} of tenant {owner} is not shared. Its owner can: "
+            f"svctl image share {parent.image} --tenant {owner}."
+        )
+    deep = flattening.is_too_deep(fabric, origin, max_depth, may_flatten=flatten_deep)
     source = origin.image.record.path
+    where = pool or _default_pool(fabric, tenant, source.pool)
+    data_pool = catalog.data_pool(fabric, where) if where else None
 
     def make(path: ImagePath) -> None:
-        images.clone(cluster, source, parent.snapshot, path)
+        images.clone(cluster, source, parent.snapshot, path, data_pool)
 
     admitted = admission.admit_all(
-        fabric,
-        tenant,
-        names,
-        origin.record.size_bytes,
-        pool=pool or source.pool,
-        parent=origin,
+        fabric, tenant, names, origin.record.size_bytes, pool=where, parent=origin
     )
     if len(names) == 1:
         admission.insist_on_one(tenant, admitted)
     failures = making.carry_out(fabric, cluster, admitted, make, progress)
-    return outcome(admitted.entries, failures, catalog.name_of, admitted.present)
+    made = outcome(admitted.entries, failures, catalog.name_of, admitted.present)
+    if not deep or made.failed:
+        return made
+    flat = flattening.flatten_all(fabric, cluster, tenant, names, progress)
+    return Outcome(done=made.done, present=made.present, failed=flat.failed)
+
+
+def share(fabric: Fabric, tenant: str, name: ImageName, shared: bool) -> Image:
+    """Let other tenants clone the image's protected snapshots, or no longer.
+
+    Clones that exist stay, and so does what they read.
+    """
+    entry = catalog.ready_image(fabric, tenant, name)
+
+    def build(transaction: Transaction) -> None:
+        transaction.guard(entry.row, "state")
+        transaction.update(entry.row, {"shared": shared})
+
+    fabric.change(build)
+    return catalog.image(fabric, tenant, name).record
+
+
+def limit(
+    fabric: Fabric,
+    cluster: Cluster,
+    tenant: str,
+    name: ImageName,
+    settings: Mapping[str, str | None],
+) -> None:
+    """Set what the image may do per second, as `storvirt.qos` writes it."""
+    entry = catalog.ready_image(fabric, tenant, name)
+    images.set_metadata(cluster, entry.record.path, settings)
+
+
+def switch(
+    fabric: Fabric,
+    cluster: Cluster,
+    tenant: str,
+    name: ImageName,
+    on: Sequence[str],
+    off: Sequence[str],
+) -> None:
+    """Switch features of an image on and off. Raises InvalidRequest if they don't go together."""
+    path = catalog.ready_image(fabric, tenant, name).record.path
+    facts = images.describe(cluster, path)
+    added, dropped = features.switch(facts.features, on, off)
+    if dropped & {"exclusive-lock"} and facts.users:
+        raise Refused(
+            f"image {name} is open on {', '.join(facts.users)}, which holds its lock. "
+            "Stop its guest first."
+        )
+    images.switch_features(cluster, path, added, dropped)
 
 
 def list_all(fabric: Fabric, tenant: str | None = None) -> list[Image]:
@@ -132,11 +195,11 @@ def resize(
             "its disk is cut. Stop it first; a client that died is forgotten after 30 s."
         )
     if size_bytes >= entry.record.size_bytes:
-        _promise_size(fabric, tenant, entry, size_bytes)
+        promise_size(fabric, tenant, entry, size_bytes)
         images.resize(cluster, entry.record.path, size_bytes)
     else:
         images.resize(cluster, entry.record.path, size_bytes)
-        _promise_size(fabric, tenant, entry, size_bytes)
+        promise_size(fabric, tenant, entry, size_bytes)
     return catalog.image(fabric, tenant, name).record
 
 
@@ -155,7 +218,15 @@ def unlock(fabric: Fabric, cluster: Cluster, tenant: str, name: ImageName) -> st
     return images.break_lock(cluster, entry.record.path)
 
 
-def _promise_size(fabric: Fabric, tenant: str, entry: ImageEntry, size_bytes: int) -> None:
+def _default_pool(fabric: Fabric, tenant: str, source: PoolName) -> PoolName | None:
+    """Where a clone goes if nothing is said: beside its parent, if the tenant has a place there."""
+    held = {entry.record.pool for entry in catalog.namespaces(fabric, tenant)}
+    return source if source in held else None
+
+
+def promise_size(fabric: Fabric, tenant: str, entry: ImageEntry, size_bytes: int) -> None:
+    """Record another size for the image, and charge or give back the difference."""
+
     def build(transaction: Transaction) -> None:
         row = fabric.find("Image", id=entry.row.id)
         if row is None or row["state"] != State.READY:
