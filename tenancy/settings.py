@@ -30,11 +30,13 @@ class CephSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """`[ceph]`: the cluster, the user that virtkit itself is there, and the deadline of commands.
 
     `timeout_s`: a command of `svctl` in which nothing gets on for so long ends with an error.
+    `clone_depth`: how many parents a clone may have, one behind the other.
     """
 
     conf: str = "/etc/ceph/ceph.conf"
     user: str = "admin"
     timeout_s: float = 120.0
+    clone_depth: int = 4
 
 
 class TlsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -1,5 +1,6 @@
 """RBD images: one function for each thing that is done to one."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,9 @@ from storvirt.backends.cluster import SILENT, Cluster, translated
 from storvirt.features import Layout
 from storvirt.model import ImageName, ImagePath, PoolName, SnapshotName, TenantName
 from tenancy.errors import AlreadyExists, BackendUnavailable, Conflict, NotFound, Refused
+
+# How long a guest that writes without pause may win the race for its image's lock.
+LOCK_TIMEOUT_S = 20.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,27 +142,31 @@ def switch_features(
     An object map that is switched on is built at once, for it is taken as invalid before.
     """
     with cluster.image(path) as image:
-        take_lock(image)
         # librbd itself insists on the order within one call.
         if off:
             image.update_features(sum(features.BITS[name] for name in off), False)
         if on:
             image.update_features(sum(features.BITS[name] for name in on), True)
-        if "object-map" in on:
-            image.rebuild_object_map(_unwatched)
+    if "object-map" in on:
+        with cluster.image(path) as image:
+            image.rebuild_object_map()
 
 
 def flatten(cluster: Cluster, path: ImagePath, progress: Callable[[int, int], None]) -> None:
     """Copy what the image shares with its parent; quiet if it has none. Goes on where it was."""
+
+    def tell(done: int, total: int) -> int:
+        progress(done, total)
+        return activity.noted(done, total)
+
     with cluster.image(path) as image:
         if _parent(image) is not None:
-            image.flatten(on_progress=progress)
+            image.flatten(on_progress=tell)
 
 
 def roll_back(cluster: Cluster, path: ImagePath, snapshot: SnapshotName) -> None:
     """Make the image what it was when the snapshot was taken."""
     with cluster.image(path) as image:
-        take_lock(image)
         image.rollback_to_snap(snapshot)
 
 
@@ -187,10 +195,6 @@ def _changed(image: rbd.Image, size_bytes: int, since: str | None) -> int:
 
     image.diff_iterate(0, size_bytes, since, count, include_parent=False, whole_object=True)
     return found
-
-
-def _unwatched(_done: int, _total: int) -> int:
-    return 0
 
 
 def note(cluster: Cluster, path: ImagePath, key: str) -> str | None:
@@ -279,8 +283,7 @@ def take_snapshot(
     """
     with cluster.image(path) as image:
         if snapshot not in {found["name"] for found in image.list_snaps()}:
-            take_lock(image)
-            image.create_snap(snapshot)
+            _with_lock(image, lambda: image.create_snap(snapshot))
         elif exclusively:
             raise AlreadyExists(
                 f"snapshot {path.name}@{snapshot} exists in Ceph, made by somebody else. "
@@ -314,22 +317,36 @@ def remove_snapshot(cluster: Cluster, path: ImagePath, snapshot: SnapshotName) -
     try:
         with cluster.image(path) as image:
             if snapshot in {found["name"] for found in image.list_snaps()}:
-                take_lock(image)
                 # An `unprotect` that was interrupted has told the database only.
                 if image.is_protected_snap(snapshot):
                     image.unprotect_snap(snapshot)
-                image.remove_snap(snapshot)
+                _with_lock(image, lambda: image.remove_snap(snapshot))
     except NotFound:
         return
 
 
-def take_lock(image: rbd.Image) -> None:
-    """Have the exclusive lock, so that what needs it is done with virtkit's own key."""
-    # librbd would ask the lock's owner, a guest with the tenant's key, to do it. That key can't
-    # allocate or drop snapshot ids (whoever can may drop those of every tenant in the pool), so
-    # the guest hands the lock over for a moment. It takes it back with its next write.
-    if image.features() & rbd.RBD_FEATURE_EXCLUSIVE_LOCK:
-        image.lock_acquire(rbd.RBD_LOCK_MODE_EXCLUSIVE)
+def _with_lock(image: rbd.Image, change: Callable[[], None]) -> None:
+    """Make a change that takes a snapshot id, with virtkit's key and while a guest writes on.
+
+    librbd would ask the lock's owner, a guest with the tenant's key, to do it. That key can't
+    allocate or drop snapshot ids (whoever can may drop those of every tenant in the pool), so
+    the guest hands the lock over for a moment. An empty write asks for it as any writer does.
+    `lock_acquire` would not: it keeps the lock until it is given back, and a guest that writes
+    meanwhile is told that its disk is read-only. The price is that the guest may have the lock
+    back before the change has begun, and then it is done over.
+    """
+    if not image.features() & rbd.RBD_FEATURE_EXCLUSIVE_LOCK:
+        change()
+        return
+    give_up = time.monotonic() + LOCK_TIMEOUT_S
+    while True:
+        image.write(b"", 0)
+        try:
+            change()
+            return
+        except (rbd.PermissionError, rbd.ReadOnlyImage):
+            if time.monotonic() > give_up:
+                raise
 
 
 def _parent(image: rbd.Image) -> tuple[ImagePath, str] | None:

@@ -16,6 +16,7 @@ import typer
 from storvirt.cli import (
     backup,
     deadline,
+    group,
     heat,
     image,
     migrate,
@@ -26,6 +27,7 @@ from storvirt.cli import (
     snapshot,
     status,
     tier,
+    trash,
 )
 from tenancy import settings
 from tenancy.cli import DatabaseOption, Session, root, run, tenant_app
@@ -58,6 +60,8 @@ app.add_typer(namespace.app, name="namespace")
 app.add_typer(image.app, name="image")
 app.add_typer(snapshot.app, name="snapshot")
 app.add_typer(backup.app, name="backup")
+app.add_typer(group.app, name="group")
+app.add_typer(trash.app, name="trash")
 app.add_typer(tier.app, name="tier")
 app.add_typer(heat.app, name="heat")
 app.command("migrate")(migrate.migrate)

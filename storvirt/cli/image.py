@@ -1,11 +1,13 @@
 """`svctl image`."""
 
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from storvirt.cli import changing
 from storvirt.cli.attach import attach
 from storvirt.cli.bulk import first_failure, named, show_outcome
 from storvirt.cli.common import MaybeTenant, PoolOption, TenantOption, fabric_and_ceph, say
@@ -13,9 +15,11 @@ from storvirt.cli.encrypting import EncryptOption, PassphraseOption, to_encrypt
 from storvirt.cli.export import export
 from storvirt.cli.progress import no_progress, progress_bar
 from storvirt.cli.reading import read_policy
+from storvirt.features import layout
 from storvirt.model import (
     Image,
     State,
+    duration,
     image_name,
     image_size,
     numbered,
@@ -25,7 +29,8 @@ from storvirt.model import (
 from storvirt.model import snapshot_ref as parse_snapshot_ref
 from storvirt.sources import SourceFormat
 from tenancy.cli import Format, Output, Yes, confirm, session, show
-from tenancy.names import format_size
+from tenancy.errors import InvalidRequest
+from tenancy.names import format_size, parse_size, validate_name
 
 if TYPE_CHECKING:
     from storvirt.service.images import ImageReport
@@ -34,6 +39,10 @@ app = typer.Typer(help="Tenants' disks.", no_args_is_help=True)
 app.command("attach")(attach)
 app.command("read-policy")(read_policy)
 app.command("export")(export)
+app.command("rename")(changing.rename)
+app.command("flatten")(changing.flatten)
+app.command("set")(changing.set_)
+app.command("du")(changing.du)
 
 _COLUMNS = ["tenant", "name", "size", "pool", "state", "parent"]
 
@@ -47,6 +56,15 @@ def create(
     pool: PoolOption = None,
     encrypt: EncryptOption = None,
     passphrase_file: PassphraseOption = None,
+    object_size: Annotated[str | None, typer.Option(help="4KiB to 32MiB.")] = None,
+    stripe_unit: Annotated[
+        str | None, typer.Option(help="Bytes before the next object.", show_default=False)
+    ] = None,
+    stripe_count: Annotated[
+        int | None, typer.Option(help="Objects to stripe over.", show_default=False)
+    ] = None,
+    feature: changing.Features = None,
+    no_feature: changing.NoFeatures = None,
     output: Output = Format.TABLE,
 ) -> None:
     """Create an empty image."""
@@ -54,6 +72,13 @@ def create(
     from storvirt.service import images
 
     wanted, size_bytes, where = image_name(name), image_size(size), pool and pool_name(pool)
+    chosen = layout(
+        parse_size("object size", object_size) if object_size else None,
+        parse_size("stripe unit", stripe_unit) if stripe_unit else None,
+        stripe_count,
+        feature or (),
+        no_feature or (),
+    )
     file = to_encrypt(encrypt, passphrase_file)
     with fabric_and_ceph(context) as (fabric, cluster):
         image = images.create(
@@ -64,6 +89,7 @@ def create(
             size_bytes,
             pool=where or None,
             passphrase=None if file is None else passphrase(file),
+            layout=chosen,
         )
     show(_record(image), output)
 
@@ -126,26 +152,49 @@ def import_(
 @app.command("clone")
 def clone(
     context: typer.Context,
-    parent: Annotated[str, typer.Argument(help="IMAGE@SNAPSHOT, protected.")],
+    parent: Annotated[
+        str, typer.Argument(help="[TENANT/]IMAGE@SNAPSHOT, protected; of another if shared.")
+    ],
     name: str,
     tenant: TenantOption,
     count: Annotated[
         int | None, typer.Option(help="Make NAME-1 to NAME-COUNT.", show_default=False)
     ] = None,
     pool: PoolOption = None,
+    max_depth: Annotated[
+        int | None,
+        typer.Option(help="Generations allowed.", show_default="4, or [ceph] clone_depth"),
+    ] = None,
+    flatten_deep: Annotated[
+        bool, typer.Option("--flatten-deep", help="Copy whole what would be deeper.")
+    ] = False,
     output: Output = Format.TABLE,
 ) -> None:
     """Make an image from a snapshot, or many. They share its blocks until they write their own."""
     from storvirt.service import images
 
-    origin, wanted, where = parse_snapshot_ref(parent), image_name(name), pool and pool_name(pool)
+    owner, slash, ref = parent.rpartition("/")
+    origin, wanted, where = parse_snapshot_ref(ref), image_name(name), pool and pool_name(pool)
+    if slash:
+        validate_name("tenant", owner)
+    depth = session(context).settings.ceph.clone_depth if max_depth is None else max_depth
     names = [wanted] if count is None else numbered(wanted, count)
+    many = count is not None or flatten_deep
     with (
-        fabric_and_ceph(context, talks=count is not None) as (fabric, cluster),
-        progress_bar(f"cloning {parent}") if count else nullcontext(no_progress) as progress,
+        fabric_and_ceph(context, talks=many) as (fabric, cluster),
+        progress_bar(f"cloning {parent}") if many else nullcontext(no_progress) as progress,
     ):
         made = images.clone(
-            fabric, cluster, tenant, origin, names, pool=where or None, progress=progress
+            fabric,
+            cluster,
+            tenant,
+            origin,
+            names,
+            pool=where or None,
+            owner=owner or None,
+            max_depth=depth,
+            flatten_deep=flatten_deep,
+            progress=progress,
         )
         if count is None:
             first_failure(made)
@@ -223,24 +272,46 @@ def delete(
     count: Annotated[
         int | None, typer.Option(help="Delete NAME-1 to NAME-COUNT.", show_default=False)
     ] = None,
+    into_trash: Annotated[
+        bool, typer.Option("--trash", help="Keep them for a time: svctl trash.")
+    ] = False,
+    expire: Annotated[
+        str | None, typer.Option(help="With --trash: how long.", show_default="7d")
+    ] = None,
     yes: Yes = False,
 ) -> None:
-    """Delete images with their data."""
-    from storvirt.service import deleting
+    """Delete images with their data, at once or after a time in the trash."""
+    from storvirt.service import deleting, trash
 
+    if expire and not into_trash:
+        raise InvalidRequest("--expire goes with --trash.")
+    keep_s = duration(expire or "7d")
     wanted = named(names, count)
     what = f"image {wanted[0]}" if len(wanted) == 1 else f"{len(wanted)} images"
-    confirm(f"Delete {what} of tenant {tenant} with all data?", yes=yes)
+    if not into_trash:
+        confirm(f"Delete {what} of tenant {tenant} with all data?", yes=yes)
     many = len(wanted) > 1
     with (
         fabric_and_ceph(context, talks=many) as (fabric, cluster),
         progress_bar(f"deleting {what}") if many else nullcontext(no_progress) as progress,
     ):
-        gone = deleting.delete(fabric, cluster, tenant, wanted, progress=progress)
+        if into_trash:
+            gone = trash.move(
+                fabric,
+                cluster,
+                tenant,
+                wanted,
+                now=int(time.time()),
+                keep_s=keep_s,
+                progress=progress,
+            )
+        else:
+            gone = deleting.delete(fabric, cluster, tenant, wanted, progress=progress)
     if not many:
         first_failure(gone)
     else:
-        show_outcome(gone, "images", "deleted", "were gone", Format.TABLE)
+        verb = "moved to the trash" if into_trash else "deleted"
+        show_outcome(gone, "images", verb, "were gone", Format.TABLE)
 
 
 def _record(image: Image) -> dict[str, Any]:
@@ -269,5 +340,9 @@ def _report(report: "ImageReport") -> dict[str, Any]:
         "id": facts.id,
         "users": list(facts.users),
         "lock_owner": facts.lock_owner,
+        "features": list(facts.features),
+        "object_size": format_size(facts.object_size_bytes),
+        "stripes": f"{facts.stripe_count} x {format_size(facts.stripe_unit_bytes)}",
+        "limits": dict(facts.limits),
         "depends_on": facts.parent,
     }

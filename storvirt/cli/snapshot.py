@@ -119,6 +119,17 @@ def delete(
     show_outcome(gone, "snapshots", "deleted", "were not there", Format.TABLE)
 
 
+@app.command("rollback")
+def rollback(context: typer.Context, ref: Ref, tenant: TenantOption, yes: Yes = False) -> None:
+    """Make an image what it was when the snapshot was taken. Refused while it is open."""
+    from storvirt.service import rollback as service
+
+    wanted = snapshot_ref(ref)
+    confirm(f"Take image {wanted.image} back to {ref} and lose what came since?", yes=yes)
+    with fabric_and_ceph(context) as (fabric, cluster):
+        service.rollback(fabric, cluster, tenant, wanted)
+
+
 def _wanted(refs: list[str] | None, every: bool, name: str | None) -> tuple[list[SnapshotRef], str]:
     """The snapshots that were named; or none, and the name that all images' have."""
     if every == bool(refs) or every != (name is not None):

@@ -6,13 +6,14 @@ made under the same name with stock tools is never taken for ours: before an ima
 id is recorded, and the name is ours if it stands for that id.
 """
 
+import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID, uuid4
 
 from storvirt.backends import images, naming
-from storvirt.backends.cluster import Cluster
+from storvirt.backends.cluster import Cluster, CommandFailed
 from storvirt.model import ImageName, ImagePath, PoolName, State
 from storvirt.service import catalog
 from storvirt.service.catalog import ImageEntry, SnapshotEntry
@@ -21,8 +22,12 @@ from tenancy import ledger
 from tenancy.backends.codec import Row
 from tenancy.backends.fabric import Fabric
 from tenancy.backends.transaction import GuardFailed, Transaction, UniqueViolation
-from tenancy.errors import AlreadyExists, Conflict, NotFound, Refused
+from tenancy.errors import AlreadyExists, BackendUnavailable, Conflict, NotFound, Refused
 from tenancy.model import Resource
+
+# How long Ceph believes that a client which died still has an image open: 30 s, and some.
+CLIENT_EXPIRY_S = 35.0
+POLL_S = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,9 +180,24 @@ def build(
         return str(entry.row["ceph_id"])
     path = unfinished(entry)
     if not fresh:
-        images.remove(cluster, path)
+        _remove_leftover(cluster, path)
     make(path)
     return _built(cluster, entry)
+
+
+def _remove_leftover(cluster: Cluster, path: ImagePath) -> None:
+    """Remove what a command left that was killed; Ceph may hold it to be open for a while."""
+    give_up = time.monotonic() + CLIENT_EXPIRY_S
+    while True:
+        try:
+            images.remove(cluster, path)
+            return
+        except (CommandFailed, BackendUnavailable):
+            raise
+        except (Refused, Conflict):
+            if time.monotonic() > give_up:
+                raise
+        time.sleep(POLL_S)
 
 
 def note_ids(fabric: Fabric, built: Sequence[tuple[ImageEntry, str]]) -> list[Failure[ImageEntry]]:

@@ -1,8 +1,9 @@
 """Clones' generations: how deep an image's chain of parents is, and cutting it by flattening."""
 
 from collections.abc import Sequence
+from uuid import UUID
 
-from storvirt.backends import images
+from storvirt.backends import activity, images
 from storvirt.backends.cluster import Cluster
 from storvirt.model import Image, ImageName
 from storvirt.service import catalog, parallel
@@ -51,7 +52,8 @@ def flatten_all(
     entries = [entry for entry in found if entry.row["parent"] is not None]
 
     def work(entry: ImageEntry) -> None:
-        images.flatten(cluster, entry.record.path, no_progress)
+        # One image may take long, and is told of only at its end.
+        images.flatten(cluster, entry.record.path, lambda _done, _total: activity.progressed())
 
     steps: list[Step[ImageEntry]] = [
         Step(work=work, record=lambda done: _part(fabric, done)),
@@ -64,12 +66,12 @@ def flatten_all(
 def depth(fabric: Fabric, parent: SnapshotEntry) -> int:
     """How many parents a clone of this snapshot would have, one behind the other."""
     image_rows, snapshot_rows = fabric.select_many([("Image", {}), ("Snapshot", {})])
-    parent_of = {row.id: row["parent"] for row in image_rows}
-    image_of = {row.id: row["image"] for row in snapshot_rows}
+    parent_of: dict[UUID, UUID | None] = {row.id: row["parent"] for row in image_rows}
+    image_of: dict[UUID, UUID] = {row.id: row["image"] for row in snapshot_rows}
     found, at = 1, parent_of.get(parent.image.row.id)
-    while at is not None:
+    while at is not None and at in image_of:
         found += 1
-        at = parent_of.get(image_of.get(at))
+        at = parent_of.get(image_of[at])
     return found
 
 

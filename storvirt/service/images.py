@@ -13,6 +13,7 @@ from storvirt.service import admission, catalog, flattening, making
 from storvirt.service.catalog import ImageEntry, SnapshotEntry
 from storvirt.service.parallel import Outcome, Progress, no_progress, outcome
 from tenancy import ledger
+from tenancy import service as tenants
 from tenancy.backends.fabric import Fabric
 from tenancy.backends.transaction import Transaction
 from tenancy.errors import InvalidRequest, NotFound, Refused
@@ -48,10 +49,9 @@ def create(
             encryption.format_luks2(cluster, path, size_bytes, passphrase)
 
     kind = None if passphrase is None else LUKS2
-    where = catalog.namespace(fabric, tenant, pool).record.pool
-    data_pool = catalog.data_pool(fabric, where)
     admitted = admission.admit_all(fabric, tenant, [name], total, pool=pool, encryption=kind)
     admission.insist_on_one(tenant, admitted)
+    data_pool = catalog.data_pool(fabric, admitted.entries[0].record.pool)
     for failure in making.carry_out(fabric, cluster, admitted, make):
         raise failure.error
     return catalog.image(fabric, tenant, name).record
@@ -78,10 +78,10 @@ def clone(
     """
     origin = catalog.snapshot(fabric, owner or tenant, parent)
     _refuse_unprotected(tenant, origin)
-    if owner not in (None, tenant) and not origin.image.row["shared"]:
+    if owner not in (None, tenant) and not _is_shared(fabric, origin, tenant):
         raise Refused(
-            f"image {parent.image} of tenant {owner} is not shared. Its owner can: "
-            f"svctl image share {parent.image} --tenant {owner}."
+            f"image {parent.image} of tenant {owner} is not shared with {tenant}. Its owner can: "
+            f"svctl image share {parent.image} --tenant {owner} --with {tenant}."
         )
     deep = flattening.is_too_deep(fabric, origin, max_depth, may_flatten=flatten_deep)
     source = origin.image.record.path
@@ -102,21 +102,6 @@ def clone(
         return made
     flat = flattening.flatten_all(fabric, cluster, tenant, names, progress)
     return Outcome(done=made.done, present=made.present, failed=flat.failed)
-
-
-def share(fabric: Fabric, tenant: str, name: ImageName, shared: bool) -> Image:
-    """Let other tenants clone the image's protected snapshots, or no longer.
-
-    Clones that exist stay, and so does what they read.
-    """
-    entry = catalog.ready_image(fabric, tenant, name)
-
-    def build(transaction: Transaction) -> None:
-        transaction.guard(entry.row, "state")
-        transaction.update(entry.row, {"shared": shared})
-
-    fabric.change(build)
-    return catalog.image(fabric, tenant, name).record
 
 
 def limit(
@@ -194,6 +179,8 @@ def resize(
             f"image {name} is open on {', '.join(facts.users)}, and a guest does not survive that "
             "its disk is cut. Stop it first; a client that died is forgotten after 30 s."
         )
+    if size_bytes < present:
+        _refuse_grouped(fabric, entry)
     if size_bytes >= entry.record.size_bytes:
         promise_size(fabric, tenant, entry, size_bytes)
         images.resize(cluster, entry.record.path, size_bytes)
@@ -216,6 +203,22 @@ def unlock(fabric: Fabric, cluster: Cluster, tenant: str, name: ImageName) -> st
             "if its host has just died, Ceph notices within 30 s: try again then."
         )
     return images.break_lock(cluster, entry.record.path)
+
+
+def _refuse_grouped(fabric: Fabric, entry: ImageEntry) -> None:
+    # Rolling the group back would bring the size back, and there may be no quota for it then.
+    if entry.row["group"] is None:
+        return
+    for row in fabric.select("GroupSnapshot", group=entry.row["group"]):
+        if entry.row.id in row["images"]:
+            raise Refused(
+                f"image {entry.record.name} is in snapshot {row['name']} of its group. Delete "
+                "that first: svctl group delete-snapshot."
+            )
+
+
+def _is_shared(fabric: Fabric, origin: SnapshotEntry, tenant: str) -> bool:
+    return tenants.find(fabric, tenant).id in origin.image.row["shared_with"]
 
 
 def _default_pool(fabric: Fabric, tenant: str, source: PoolName) -> PoolName | None:

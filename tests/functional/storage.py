@@ -87,10 +87,20 @@ def probe_command(name: str, *arguments: object) -> list[str]:
     return [sys.executable, str(PROBES / f"{name}.py"), *map(str, arguments)]
 
 
+# Verbs that print nothing but what they say.
+_SILENT = {
+    "delete",
+    "delete-snapshot",
+    "flatten",
+    "purge",
+    "release",
+    "remove",
+    "rename",
+    "restore",
+    "rollback",
+    "unlock",
+}
+
+
 def _json(arguments: tuple[str, ...]) -> tuple[str, ...]:
-    return (
-        ()
-        if {"delete", "unlock", "release"} & set(arguments[:2])
-        or arguments[:2] == ("tier", "remove")
-        else ("-o", "json")
-    )
+    return () if _SILENT & set(arguments[1:2]) else ("-o", "json")
