@@ -2,7 +2,16 @@
 
 import pytest
 
-from storvirt.model import ImagePath, SnapshotRef, image_name, image_size, pool_name, snapshot_ref
+from storvirt.model import (
+    ImagePath,
+    SnapshotRef,
+    duration,
+    image_name,
+    image_size,
+    numbered,
+    pool_name,
+    snapshot_ref,
+)
 from storvirt.model import TenantName as T
 from tenancy.errors import InvalidRequest
 
@@ -46,3 +55,26 @@ def test_an_image_path_is_written_as_rbd_writes_it() -> None:
 
     assert str(path) == "vms/red/disk"
     assert str(path.named("other")) == "vms/red/other"
+
+
+def test_many_names_are_numbered_from_one() -> None:
+    assert numbered(image_name("web"), 3) == ["web-1", "web-2", "web-3"]
+
+
+@pytest.mark.parametrize(("base", "count"), [("web", 0), ("web", 10_001), ("w" * 62, 10)])
+def test_numbers_that_make_no_names_are_refused(base: str, count: int) -> None:
+    with pytest.raises(InvalidRequest):
+        numbered(image_name(base), count)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("7d", 604_800), ("12h", 43_200), ("30m", 1800), ("0s", 0)]
+)
+def test_a_time_is_read_with_its_unit(text: str, seconds: int) -> None:
+    assert duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["7", "d", "-1d", "1.5h", "4000d", "1w", ""])
+def test_a_time_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(InvalidRequest, match="is not a time"):
+        duration(text)
