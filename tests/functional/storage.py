@@ -59,6 +59,12 @@ class Svctl:
         """Take away a tenant with all its storage, if it is there."""
         if all(found["name"] != tenant for found in self("tenant", "list")):
             return
+        self("trash", "purge", "--all", "--tenant", tenant, "--yes")
+        for group in self("group", "list", "--tenant", tenant):
+            for moment in group["snapshots"]:
+                ref = f"{group['name']}@{moment}"
+                self("group", "delete-snapshot", ref, "--tenant", tenant, "--yes")
+            self("group", "delete", group["name"], "--tenant", tenant, "--yes")
         images = self("image", "list", "--tenant", tenant)
         for image in sorted(images, key=lambda image: image["parent"] is None):
             name = image["name"]
