@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from storvirt.cli import changing
+from storvirt.cli.adopt import adopt
 from storvirt.cli.attach import attach
 from storvirt.cli.bulk import first_failure, named, show_outcome
 from storvirt.cli.common import MaybeTenant, PoolOption, TenantOption, fabric_and_ceph, say
@@ -43,6 +44,7 @@ app.command("rename")(changing.rename)
 app.command("flatten")(changing.flatten)
 app.command("set")(changing.set_)
 app.command("du")(changing.du)
+app.command("adopt")(adopt)
 
 _COLUMNS = ["tenant", "name", "size", "pool", "state", "parent"]
 
