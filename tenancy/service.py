@@ -114,6 +114,7 @@ def _possessions(fabric: Fabric, tenant: UUID) -> str:
         "Network": "network",
         "Port": "port",
         "Image": "image",
+        "ImageGroup": "image group",
         "StorageNamespace": "storage namespace",
     }
     found = fabric.select_many([(table, {"tenant": tenant}) for table in nouns])

@@ -72,6 +72,7 @@ def admit_all(
         transaction.guard(space.row, "state")
         if parent is not None:
             transaction.guard(parent.row, "state", "protected")
+            transaction.guard(parent.image.row, "name", "shared_with")
         for row_id, name in fresh.items():
             row = {
                 "tenant": space.tenant.id,

@@ -34,6 +34,7 @@ def flatten(
     entry = catalog.ready_image(fabric, tenant, name)
     if entry.row["parent"] is None:
         raise Refused(f"image {name} is not a clone: it needs no parent.")
+    _refuse_shared_in_use(cluster, entry)
     images.flatten(cluster, entry.record.path, progress)
     for failure in _part(fabric, [(entry, None)]):
         raise failure.error
@@ -52,6 +53,7 @@ def flatten_all(
     entries = [entry for entry in found if entry.row["parent"] is not None]
 
     def work(entry: ImageEntry) -> None:
+        _refuse_shared_in_use(cluster, entry)
         # One image may take long, and is told of only at its end.
         images.flatten(cluster, entry.record.path, lambda _done, _total: activity.progressed())
 
@@ -61,6 +63,20 @@ def flatten_all(
     failures = parallel.run(entries, steps, threads=FLATTENERS, progress=progress)
     flat = [entry.record.name for entry in found if entry.row["parent"] is None]
     return parallel.outcome(entries, failures, catalog.name_of, flat)
+
+
+def _refuse_shared_in_use(cluster: Cluster, entry: ImageEntry) -> None:
+    # While a guest has the image, librbd lets it do the work. Its key may read another tenant's
+    # image, and not write there that it has one clone fewer.
+    parent = entry.record.parent
+    if parent is None or "/" not in parent:
+        return
+    users = images.users(cluster, entry.record.path)
+    if users:
+        raise Refused(
+            f"image {entry.record.name} is a clone of another tenant's {parent} and open on "
+            f"{', '.join(users)}. Stop its guest first."
+        )
 
 
 def depth(fabric: Fabric, parent: SnapshotEntry) -> int:

@@ -77,6 +77,7 @@ def clone(
     `max_depth` generations are allowed; with `flatten_deep`, clones beyond that are copied whole.
     """
     origin = catalog.snapshot(fabric, owner or tenant, parent)
+    catalog.refuse_unready(origin.image)
     _refuse_unprotected(tenant, origin)
     if owner not in (None, tenant) and not _is_shared(fabric, origin, tenant):
         raise Refused(

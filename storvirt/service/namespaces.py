@@ -7,6 +7,7 @@ from storvirt.model import Namespace, PoolName, State, TenantName
 from storvirt.service import catalog
 from storvirt.service.catalog import NamespaceEntry
 from tenancy import service as tenants
+from tenancy.backends.codec import Row
 from tenancy.backends.fabric import Fabric
 from tenancy.backends.transaction import Transaction, UniqueViolation
 from tenancy.errors import AlreadyExists, NotFound, Refused
@@ -55,14 +56,22 @@ def delete(fabric: Fabric, cluster: Cluster, tenant: str, pool: PoolName) -> Non
 
     def build(transaction: Transaction) -> None:
         held = fabric.select("Image", namespace=entry.row.id)
-        found = sorted(row["name"] for row in held) or foreign
+        found = sorted(_shown(row) for row in held) or foreign
         if found:
             raise Refused(
                 f"the namespace of tenant {tenant} in pool {pool} still holds images: "
                 f"{', '.join(found[:5])}{' and more' if len(found) > 5 else ''}. "
                 f"Delete them first{'' if held else ' with `rbd rm`: they are not virtkit’s'}."
             )
+        groups = fabric.select("ImageGroup", namespace=entry.row.id)
+        if groups:
+            raise Refused(
+                f"the namespace of tenant {tenant} in pool {pool} still holds group "
+                f"{groups[0]['name']}. First: svctl group delete {groups[0]['name']} "
+                f"--tenant {tenant}."
+            )
         transaction.require_none("Image", namespace=entry.row.id)
+        transaction.require_none("ImageGroup", namespace=entry.row.id)
         transaction.update(entry.row, {"state": State.DELETING})
 
     fabric.change(build)
@@ -71,6 +80,11 @@ def delete(fabric: Fabric, cluster: Cluster, tenant: str, pool: PoolName) -> Non
     transaction = fabric.transaction()
     transaction.delete(entry.row)
     transaction.commit()
+
+
+def _shown(row: Row) -> str:
+    trashed = row["state"] == State.TRASHED
+    return f"{row['old_name']} (in the trash)" if trashed else str(row["name"])
 
 
 def _record(fabric: Fabric, tenant: str, pool: PoolName) -> None:
