@@ -141,14 +141,23 @@ def images(
     """All images, or one tenant's, by tenant and name; not those in the trash, unless their
     `state` is asked for. Raises NotFound for the tenant."""
     wanted = {} if tenant is None else {"tenant": tenants.find(fabric, tenant).id}
-    rows, all_rows, snapshot_rows = fabric.select_many(
-        [("Image", wanted), ("Image", {}), ("Snapshot", {})]
+    rows, all_rows, snapshot_rows, tenant_rows = fabric.select_many(
+        [("Image", wanted), ("Image", {}), ("Snapshot", {}), ("Tenant", {})]
     )
     spaces = {entry.row.id: entry.record for entry in namespaces(fabric, tenant)}
-    image_name = {row.id: row["name"] for row in all_rows}
-    snapshot_of = {row.id: f"{image_name[row['image']]}@{row['name']}" for row in snapshot_rows}
+    image_of = {row.id: row for row in all_rows}
+    tenant_name = {row.id: row["name"] for row in tenant_rows}
+    snapshot_of = {row.id: row for row in snapshot_rows}
+
+    def parent(row: Row) -> str | None:
+        if (snapshot := snapshot_of.get(row["parent"])) is None:
+            return None
+        origin = image_of[snapshot["image"]]
+        foreign = None if origin["tenant"] == row["tenant"] else tenant_name[origin["tenant"]]
+        return _parent(foreign, origin["name"], snapshot["name"])
+
     entries = [
-        image_entry(row, spaces[row["namespace"]], snapshot_of.get(row["parent"]))
+        image_entry(row, spaces[row["namespace"]], parent(row))
         for row in rows
         # A namespace that was made between the two reads.
         if row["namespace"] in spaces
@@ -177,9 +186,14 @@ def find_image(fabric: Fabric, tenant: str, name: ImageName) -> ImageEntry | Non
         pool=PoolName(pool[0]["name"]),
         state=State(space[0]["state"]),
     )
-    return image_entry(
-        row, record, f"{parent[0]['name']}@{snapshot[0]['name']}" if parent else None
-    )
+    text = None
+    if parent:
+        foreign = None
+        if parent[0]["tenant"] != owner.id:
+            (found,) = fabric.select("Tenant", id=parent[0]["tenant"])
+            foreign = found["name"]
+        text = _parent(foreign, parent[0]["name"], snapshot[0]["name"])
+    return image_entry(row, record, text)
 
 
 def image_rows(fabric: Fabric, tenant: UUID, names: Collection[str]) -> list[Row]:
@@ -284,8 +298,12 @@ def parent_text(tenant: str, parent: SnapshotEntry | None) -> str | None:
     """How an image of `tenant` names the snapshot that it was cloned from."""
     if parent is None:
         return None
-    owner, ref = parent.image.record.tenant, f"{parent.record.image}@{parent.record.name}"
-    return ref if owner == tenant else f"{owner}/{ref}"
+    owner = parent.image.record.tenant
+    return _parent(None if owner == tenant else owner, parent.record.image, parent.record.name)
+
+
+def _parent(foreign: str | None, image: str, snapshot: str) -> str:
+    return f"{foreign}/{image}@{snapshot}" if foreign else f"{image}@{snapshot}"
 
 
 def image_entry(row: Row, space: Namespace, parent: str | None) -> ImageEntry:
