@@ -21,6 +21,12 @@ from storvirt.model import PoolName, TenantName
 # The tag `rbd: virtkit=<pool>` on every pool that virtkit gives to tenants.
 APPLICATION = "rbd"
 TAG = "virtkit"
+# The tag that a pool carries instead while tenants may only read there: behind a read-only cache
+# their writes would land in the cache. Tags are compared at each request, so it holds at once.
+READ_ONLY_TAG = "virtkit-read-only"
+# Not a tag that caps refer to: what a cache pool was like before it was held (see
+# `storvirt.tiering`), noted on its base.
+HOLD_NOTE = "virtkit-hold"
 
 ENTITY_PREFIX = "client.virtkit."
 
@@ -41,7 +47,11 @@ def for_tenant(tenant: TenantName, pools: Iterable[PoolName]) -> dict[str, str]:
     Reading the monitor map and the OSD map is what any RBD client must do. Opening an image also
     lists the pool's settings, which RBD keeps on the object `rbd_info` outside all namespaces.
     """
-    grants = [f"allow rwx namespace={tenant} tag {APPLICATION} {TAG}={pool}" for pool in pools]
+    grants = [
+        f"allow {rights} namespace={tenant} tag {APPLICATION} {tag}={pool}"
+        for pool in pools
+        for rights, tag in (("rwx", TAG), ("r class-read", READ_ONLY_TAG))
+    ]
     return {
         "mon": "allow service mon r, allow service osd r",
         "osd": ", ".join([*sorted(grants), "allow class rbd metadata_list object_prefix rbd_info"]),

@@ -1,20 +1,25 @@
-"""The order in which a cache tier is laid before a pool and taken away again. Pure.
+"""The order in which a cache tier is laid before a pool, changed and taken away again. Pure.
 
 Ceph accepts every step in every order and returns 0; with dirty objects in the cache it then
 drops them, acknowledged writes included. So the next step is always decided anew from what is
 there now, and the steps that lose bytes are reached only while the cache holds no object. That
 also makes an interrupted run continue where it stopped.
-
-Where acknowledged bytes live: in the cache pool, on its replicas, until the tiering agent has
-flushed them. Losing the cache pool loses them.
 """
 
 from dataclasses import dataclass
 from enum import StrEnum
 
 
+class Mode(StrEnum):
+    """What a cache before a pool is for; the names are Ceph's."""
+
+    WRITEBACK = "writeback"
+    READONLY = "readonly"
+    PROXY = "proxy"
+
+
 class HitSet(StrEnum):
-    """Whether the cache remembers what was read, which decides where a first write goes.
+    """Whether the cache remembers what was used, which decides where a first write goes.
 
     `none`: every write lands in the cache first, which is what one expects of a write-back
     cache. `bloom`: a write to an object that is not in the cache goes *through* to the base, and
@@ -25,13 +30,21 @@ class HitSet(StrEnum):
     BLOOM = "bloom"
 
 
+class Access(StrEnum):
+    """What tenants may do in a pool, by the tag that it carries (see `storvirt.caps`)."""
+
+    OPEN = "read and write"
+    READ_ONLY = "read"
+    CLOSED = "nothing"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tier:
     """A cache tier as it is.
 
-    `objects` counts what the cache pool holds, whiteouts included. `closed` means that tenants
-    can't reach base and cache: a client that opens an image brings its header into the cache,
-    which must not happen between the last look and the parting.
+    `objects` counts what the cache pool holds, whiteouts and snapshots' copies included. `held`
+    says that its placement groups serve nobody: requests wait, and are sent to the base as soon
+    as clients are led there.
     """
 
     base: str
@@ -40,52 +53,85 @@ class Tier:
     mode: str
     overlay: bool
     objects: int
-    closed: bool
+    access: Access
+    held: bool
 
 
 class Step(StrEnum):
     """One change; each is safe to repeat."""
 
     ADD = "make the cache a tier of the base"
+    LIMIT = "set the cache's size, thresholds and hit sets"
     WRITEBACK = "set write-back mode"
-    LIMIT = "set the cache's size and hit sets"
-    LAY = "lead clients to the cache"
+    READONLY = "set read-only mode"
     PROXY = "let the cache take in nothing new"
+    LAY = "lead clients to the cache"
+    SEAL = "let tenants only read"
     DRAIN = "flush and evict what the cache holds"
-    CLOSE = "keep tenants out for a moment"
+    HOLD = "let requests to the cache wait for a moment"
     UNLAY = "lead clients to the base"
     REMOVE = "part the cache from the base"
-    OPEN = "let tenants in again"
+    RELEASE = "let the former cache serve again"
+    OPEN = "let tenants read and write"
 
 
-def next_setup(tier: Tier, *, limited: bool) -> Step | None:
-    """What to do next so that clients write to the cache; None when they do.
+_SET_MODE = {Mode.WRITEBACK: Step.WRITEBACK, Mode.PROXY: Step.PROXY}
 
-    `limited` says that the cache's size and hit sets are as wanted: a cache without a limit would
-    fill its OSDs, and a full pool makes every client wait.
+
+def next_setup(tier: Tier, wanted: Mode, *, limited: bool) -> Step | None:
+    """What to do next so that clients are led to a cache of mode `wanted`; None when they are.
+
+    `limited` says that the cache's settings are as wanted: a cache without a limit would fill its
+    OSDs, and a full pool makes every client wait. Whoever writes is kept out before a mode that
+    can't take writes begins, and let in only after it has ended.
     """
-    if tier.closed:
-        return Step.OPEN
+    if tier.held:
+        return Step.RELEASE
+    read_only = wanted is Mode.READONLY
+    if read_only and tier.access is not Access.READ_ONLY:
+        return Step.SEAL
     if not tier.related:
         return Step.ADD
     if not limited:
         return Step.LIMIT
-    if tier.mode != "writeback":
-        return Step.WRITEBACK
-    if not tier.overlay:
-        return Step.LAY
-    return None
+    if tier.mode != wanted:
+        if not read_only:
+            return _SET_MODE[wanted]
+        if tier.mode == Mode.WRITEBACK or (tier.objects and tier.mode != Mode.PROXY):
+            return Step.PROXY
+        # What was written before must be in the base before Ceph takes the cache for a copy.
+        return Step.DRAIN if tier.objects else Step.READONLY
+    if not read_only and tier.access is not Access.OPEN:
+        return Step.OPEN
+    return None if tier.overlay else Step.LAY
 
 
-def next_teardown(tier: Tier) -> Step | None:
-    """What to do next so that the base stands alone, complete; None when it does."""
+def next_teardown(tier: Tier, *, can_hold: bool = True, stuck: bool = False) -> Step | None:
+    """What to do next so that the base stands alone, complete; None when it does.
+
+    Between the last look into the cache and the parting, nobody may come in: requests are held
+    for that moment, or, where the cluster can't do that, tenants are kept from writing. `stuck`
+    says that draining has freed nothing lately: somebody came in before the door was shut, and
+    must be let work.
+    """
     if not tier.related:
-        return Step.OPEN if tier.closed else None
-    if tier.mode not in ("proxy", "none"):
+        if tier.held:
+            return Step.RELEASE
+        return Step.OPEN if tier.access is not Access.OPEN else None
+    if tier.held and tier.overlay and (tier.objects or tier.mode != Mode.PROXY):
+        return Step.RELEASE
+    if tier.mode not in (Mode.PROXY, "none"):
         return Step.PROXY
     if tier.objects:
-        # Somebody came in just before it was closed: let them work, and begin again.
-        return Step.OPEN if tier.closed else Step.DRAIN
-    if not tier.closed:
-        return Step.CLOSE
-    return Step.UNLAY if tier.overlay else Step.REMOVE
+        return _after_intrusion(tier, stuck=stuck)
+    if not tier.overlay:
+        return Step.REMOVE
+    if can_hold:
+        return Step.UNLAY if tier.held else Step.HOLD
+    return Step.SEAL if tier.access is Access.OPEN else Step.UNLAY
+
+
+def _after_intrusion(tier: Tier, *, stuck: bool) -> Step:
+    if tier.held:
+        return Step.RELEASE
+    return Step.OPEN if stuck and tier.access is not Access.OPEN else Step.DRAIN

@@ -17,6 +17,7 @@ import rados
 import rbd
 
 from storvirt.backends import activity
+from storvirt.caps import APPLICATION, READ_ONLY_TAG, TAG
 from storvirt.model import ImagePath
 from tenancy.errors import AlreadyExists, BackendUnavailable, NotFound, Refused
 
@@ -125,6 +126,50 @@ class Cluster:
             raise CommandFailed(f"Ceph refuses `{prefix}`: {status.strip() or code}.", abs(code))
         return bytes(answer)
 
+    def group_query(self, group: str) -> Any:
+        """What the primary OSD of a placement group says of it, at this moment."""
+        request = json.dumps({"prefix": "query", "pgid": group, "format": "json"})
+        with translated(f"placement group {group}"):
+            code, answer, status = self._rados.pg_command(group, request, b"")
+        if code:
+            raise BackendUnavailable(
+                f"placement group {group} does not answer ({status.strip() or code}). {SILENT}"
+            )
+        return json.loads(answer)
+
+    def osd_command(self, osd: int, prefix: str, **arguments: object) -> Any:
+        """The answer of an OSD to an administrative command, decoded."""
+        request = json.dumps({"prefix": prefix, "format": "json", **arguments})
+        with translated(f"osd.{osd}"):
+            code, answer, status = self._rados.osd_command(osd, request, b"")
+        if code:
+            raise BackendUnavailable(f"osd.{osd} does not answer `{prefix}`: {status or code}.")
+        return json.loads(answer)
+
+    def wait_for_latest_map(self) -> None:
+        """Return when this client, and so every OSD that serves it from now on, has the map that
+        the monitors have now."""
+        with translated("osdmap"):
+            self._rados.wait_for_latest_osdmap()
+
+    def refuse_read_only(self, context: Any) -> None:
+        """Refuse to write through an I/O context whose pool tenants may only read.
+
+        That is a pool behind a read-only cache, where what is written lands in the cache. Raises
+        Refused. Read from the osdmap that this client has, without a request.
+        """
+        with translated(f"pool {context.name}"):
+            try:
+                tags = dict(context.application_metadata_list(APPLICATION))
+            except rados.ObjectNotFound:
+                return
+        if READ_ONLY_TAG in tags and TAG not in tags:
+            raise Refused(
+                f"pool {context.name} is behind a read-only cache, where writes would be lost. "
+                f"First: svctl tier remove {context.name}, or change it: "
+                f"svctl tier set {context.name} --mode writeback."
+            )
+
     @contextmanager
     def pool(self, pool: str, namespace: str = "") -> Iterator[Any]:
         """An I/O context of `pool` in `namespace`. Raises NotFound if the pool is missing."""
@@ -150,10 +195,17 @@ class Cluster:
         """An open image. Raises NotFound."""
         with (
             translated(f"image {path}"),
-            self.pool(path.pool, path.namespace) as context,
+            self._pool_for_image(path, read_only=read_only) as context,
             rbd.Image(context, path.name, snapshot, read_only=read_only) as image,
         ):
             yield image
+
+    @contextmanager
+    def _pool_for_image(self, path: ImagePath, *, read_only: bool) -> Iterator[Any]:
+        with self.pool(path.pool, path.namespace) as context:
+            if not read_only:
+                self.refuse_read_only(context)
+            yield context
 
     def pool_name(self, pool_id: int) -> str:
         """The name of the pool with this number."""

@@ -54,6 +54,7 @@ def create(
 ) -> None:
     chosen = layout or Layout()
     with translated(f"image {path}"), cluster.pool(path.pool, path.namespace) as context:
+        cluster.refuse_read_only(context)
         rbd.RBD().create(
             context,
             path.name,
@@ -80,6 +81,7 @@ def clone(
         cluster.pool(parent.pool, parent.namespace) as source,
         cluster.pool(child.pool, child.namespace) as target,
     ):
+        cluster.refuse_read_only(target)
         rbd.RBD().clone(source, parent.name, snapshot, target, child.name, data_pool=data_pool)
 
 
@@ -95,6 +97,7 @@ def remove(cluster: Cluster, path: ImagePath) -> None:
     the client that died while it removed it.
     """
     with translated(f"image {path}"), cluster.pool(path.pool, path.namespace) as context:
+        cluster.refuse_read_only(context)
         try:
             rbd.RBD().remove(context, path.name, on_progress=activity.noted)
         except rbd.ImageNotFound as error:

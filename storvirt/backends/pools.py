@@ -25,6 +25,7 @@ class PoolFacts:
     stored_bytes: int
     available_bytes: int
     tagged: bool
+    read_only: bool
     tier_of: PoolName | None
     cache: PoolName | None
     applications: tuple[str, ...]
@@ -53,6 +54,8 @@ def describe_all(cluster: Cluster) -> dict[str, PoolFacts]:
             stored_bytes=stats.get(pool["pool_name"], {}).get("stored", 0),
             available_bytes=stats.get(pool["pool_name"], {}).get("max_avail", 0),
             tagged=caps.TAG in application_tags(pool, caps.APPLICATION),
+            read_only=caps.READ_ONLY_TAG in application_tags(pool, caps.APPLICATION)
+            and caps.TAG not in application_tags(pool, caps.APPLICATION),
             tier_of=by_id.get(pool["tier_of"]),
             cache=by_id.get(pool["tiers"][0]) if pool["tiers"] else None,
             applications=tuple(sorted(pool.get("application_metadata", {}))),
@@ -135,21 +138,33 @@ def tag(cluster: Cluster, name: PoolName, *, as_part_of: PoolName | None = None)
     A data pool carries the tag of the pool that it is part of, and caps reach both.
     """
     cluster.raw_command("osd pool application enable", pool=name, app=caps.APPLICATION)
-    cluster.raw_command(
-        "osd pool application set",
-        pool=name,
-        app=caps.APPLICATION,
-        key=caps.TAG,
-        value=as_part_of or name,
-    )
+    note(cluster, name, caps.TAG, as_part_of or name)
+    remove_note(cluster, name, caps.READ_ONLY_TAG)
+
+
+def seal(cluster: Cluster, name: PoolName) -> None:
+    """Let tenants' keys only read in the pool; reading goes on without a gap."""
+    note(cluster, name, caps.READ_ONLY_TAG, name)
+    remove_note(cluster, name, caps.TAG)
 
 
 def untag(cluster: Cluster, name: PoolName) -> None:
-    """Take away the tag, and with it what tenants' keys could do in the pool."""
+    """Take away the tags, and with them what tenants' keys could do in the pool."""
+    for key in (caps.TAG, caps.READ_ONLY_TAG):
+        remove_note(cluster, name, key)
+
+
+def note(cluster: Cluster, name: PoolName, key: str, value: str) -> None:
+    """Write `key` into the pool's application metadata."""
+    cluster.raw_command(
+        "osd pool application set", pool=name, app=caps.APPLICATION, key=key, value=value
+    )
+
+
+def remove_note(cluster: Cluster, name: PoolName, key: str) -> None:
+    """Take `key` out of the pool's application metadata, if it is there."""
     try:
-        cluster.raw_command(
-            "osd pool application rm", pool=name, app=caps.APPLICATION, key=caps.TAG
-        )
+        cluster.raw_command("osd pool application rm", pool=name, app=caps.APPLICATION, key=key)
     except CommandFailed as error:
         if error.code != errno.ENOENT:
             raise

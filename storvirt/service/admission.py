@@ -70,6 +70,7 @@ def admit_all(
         if not fresh:
             return space
         transaction.guard(space.row, "state")
+        _refuse_read_only(fabric, transaction, space.record.pool)
         if parent is not None:
             transaction.guard(parent.row, "state", "protected")
             transaction.guard(parent.image.row, "name", "shared_with")
@@ -143,6 +144,16 @@ def insist_on_one(tenant: str, admitted: Admission) -> None:
     """Raise AlreadyExists if the one image that was asked for is there."""
     for name in admitted.present:
         raise _taken(tenant, name, State.READY)
+
+
+def _refuse_read_only(fabric: Fabric, transaction: Transaction, pool: PoolName) -> None:
+    row = catalog.pool(fabric, pool)
+    if row["access"] is not None:
+        raise Refused(
+            f"pool {pool} is behind a read-only cache, and takes no new images. "
+            f"Choose another, or first: svctl tier remove {pool}."
+        )
+    transaction.guard(row, "access")
 
 
 def _refuse_another(tenant: str, row: Row, asked: tuple[Any, ...]) -> None:

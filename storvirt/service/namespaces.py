@@ -37,11 +37,19 @@ def create(fabric: Fabric, cluster: Cluster, tenant: str, pool: PoolName) -> Nam
 def repair(fabric: Fabric, cluster: Cluster, tenant: str, pool: PoolName) -> Namespace:
     """Bring back what Ceph has lost of a ready namespace: itself, the tenant's key, its caps."""
     entry = catalog.namespace(fabric, tenant, pool)
-    pools.tag(cluster, pool)
-    pools.initialise(cluster, pool)
-    namespaces.create(cluster, pool, entry.record.tenant)
+    if not pools.describe(cluster, pool).read_only:
+        pools.tag(cluster, pool)
+        pools.initialise(cluster, pool)
+        namespaces.create(cluster, pool, entry.record.tenant)
     _set_caps(fabric, cluster, entry.record.tenant)
     return entry.record
+
+
+def refresh_caps(fabric: Fabric, cluster: Cluster, pool: PoolName) -> None:
+    """Give the keys of all tenants in `pool` the caps that this version of virtkit gives."""
+    for entry in catalog.namespaces(fabric):
+        if entry.record.pool == pool and entry.record.state is State.READY:
+            _set_caps(fabric, cluster, entry.record.tenant)
 
 
 def list_all(fabric: Fabric, tenant: str | None = None) -> list[Namespace]:
@@ -126,6 +134,11 @@ def _refuse_foreign(cluster: Cluster, tenant: str, pool: PoolName) -> None:
         raise Refused(
             f"pool {pool} is the cache of {facts.tier_of}, and holds nothing for long. "
             f"Create the namespace there: svctl namespace create {tenant} --pool {facts.tier_of}."
+        )
+    if facts.read_only:
+        raise Refused(
+            f"pool {pool} is behind a read-only cache. Create the namespace in another pool, or "
+            f"first: svctl tier remove {pool}."
         )
     found = namespaces.images(cluster, pool, TenantName(tenant))
     if found:

@@ -1,31 +1,49 @@
-"""A write-back cache before a pool: laid, shown, and taken away with nothing lost.
+"""A cache before a pool: laid, changed, shown, and taken away with nothing lost.
 
-Nothing is recorded in the fabric database: the tier is a property of Ceph's osdmap, seen by every
-client at once, and each step is decided from it.
+The tier itself is not recorded in the fabric database: it is a property of Ceph's osdmap, seen by
+every client at once, and each step is decided from it. What is recorded is the promise that
+tenants only read in a pool, because admitting a new image must know it.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
-from storvirt.backends import pools, tiers
+from storvirt import tier_settings
+from storvirt.backends import pools, tier_counters, tiers
 from storvirt.backends.cluster import Cluster
 from storvirt.backends.pools import PoolFacts
-from storvirt.backends.tiers import Limits, TierFacts
+from storvirt.backends.tier_counters import Activity
+from storvirt.backends.tiers import TierFacts
 from storvirt.model import PoolName
-from storvirt.service import catalog
-from storvirt.tiering import HitSet, Step, next_setup, next_teardown
+from storvirt.service import catalog, read_only_pools
+from storvirt.tier_plan import Plan, plan
+from storvirt.tier_settings import Settings
+from storvirt.tiering import Mode, Step, Tier, next_setup, next_teardown
 from tenancy.backends.fabric import Fabric
 from tenancy.errors import NotFound, Refused
-from tenancy.names import rough_size
 
 # The share of what the cache pool could hold that it may, if no size is given.
 DEFAULT_SHARE = 0.8
 # Rounds of flushing that free nothing before clients are named as the reason.
 STUCK_ROUNDS = 3
+# Moments in which requests waited for nothing, because somebody had come in before.
+MOST_HOLDS = 20
 # While flushing takes longer than this, it is said how much is left.
 TALK_S = 10
+# A client that only watches hears of a new map with its next ping, after 5 s.
+SETTLE_S = 6.0
 
 Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outlook:
+    """What a tier would mean, and for whom: tenants' images in the pool, clients that use it."""
+
+    plan: Plan
+    images: tuple[str, ...]
+    clients: tuple[str, ...]
 
 
 def create(
@@ -34,37 +52,89 @@ def create(
     base: PoolName,
     cache: PoolName,
     *,
-    size_bytes: int | None = None,
-    hit_set: HitSet = HitSet.NONE,
+    mode: Mode = Mode.WRITEBACK,
+    changes: Mapping[str, object] | None = None,
     say: Say = lambda _sentence: None,
 ) -> TierFacts:
-    """Lay the pool `cache` before the pool `base` in write-back mode; continues what was begun."""
-    _refuse_unfit(fabric, pools.describe(cluster, base), pools.describe(cluster, cache))
-    tier = tiers.look(cluster, base, cache)
-    if not tier.related and tiers.objects(cluster, cache):
-        raise Refused(f"pool {cache} is not empty, and a cache must be. Choose another pool.")
-    capacity = tiers.capacity_bytes(cluster, cache)
-    if not capacity or (size_bytes or 0) > capacity:
+    """Lay the pool `cache` before the pool `base`; continues what was begun."""
+    tier = _fit(fabric, cluster, base, cache)
+    if tier.overlay and tier.mode != mode and tier.mode in set(Mode) and not tier.held:
         raise Refused(
-            f"pool {cache} can hold {rough_size(capacity)}, and a cache that is allowed more fills "
-            "its OSDs. Choose a smaller --size, or add OSDs."
+            f"pool {base} has the cache {cache} in mode {tier.mode}. "
+            f"Change that: svctl tier set {base} --mode {mode}."
         )
-    wanted = Limits(size_bytes=size_bytes or int(capacity * DEFAULT_SHARE), hit_set=hit_set)
-    begun = tiers.limits(cluster, cache)
-    if tier.related and size_bytes is None and begun.size_bytes:
-        # What is free has changed since an interrupted run chose.
-        wanted = Limits(size_bytes=begun.size_bytes, hit_set=hit_set)
-    while step := next_setup(tier, limited=tiers.limits(cluster, cache) == wanted):
-        say(f"{cache}: {step}")
-        tiers.apply(cluster, step, tier, wanted)
-        tier = tiers.look(cluster, base, cache)
-    return tiers.facts(cluster, base, cache)
+    wanted = _settings(cluster, tier, mode, changes or {})
+    return _reach(fabric, cluster, tier, mode, wanted, say)
 
 
-def show(fabric: Fabric, cluster: Cluster, base: PoolName) -> TierFacts:
-    """The tier before a pool. Raises NotFound."""
+def change(
+    fabric: Fabric,
+    cluster: Cluster,
+    base: PoolName,
+    *,
+    mode: Mode | None = None,
+    changes: Mapping[str, object] | None = None,
+    say: Say = lambda _sentence: None,
+) -> TierFacts:
+    """Give a tier another mode or other settings, over states that lose nothing."""
     catalog.pool(fabric, base)
-    return tiers.facts(cluster, base, _cache(cluster, base))
+    cache = _cache(cluster, base)
+    tier = tiers.look(cluster, base, cache)
+    if tier.mode not in set(Mode) or not tier.overlay or tier.held:
+        raise Refused(
+            f"tier {cache} before {base} is not complete. Finish it: svctl tier create {base} "
+            f"--cache {cache}, or take it away: svctl tier remove {base}."
+        )
+    new_mode = mode or Mode(tier.mode)
+    wanted = _settings(cluster, tier, new_mode, changes or {})
+    return _reach(fabric, cluster, tier, new_mode, wanted, say)
+
+
+def outlook(
+    fabric: Fabric,
+    cluster: Cluster,
+    base: PoolName,
+    cache: PoolName | None = None,
+    *,
+    mode: Mode | None = None,
+    changes: Mapping[str, object] | None = None,
+) -> Outlook:
+    """What a tier does, or would do if it were made or changed like this. Changes nothing."""
+    catalog.pool(fabric, base)
+    front = cache or _cache(cluster, base)
+    tier = _fit(fabric, cluster, base, front)
+    meant = mode or (Mode(tier.mode) if tier.mode in set(Mode) else Mode.WRITEBACK)
+    if meant is Mode.READONLY:
+        read_only_pools.refuse_unfit(fabric, cluster, base)
+    found = [e.record for e in catalog.images(fabric) if e.record.pool == base]
+    return Outlook(
+        plan=plan(
+            _settings(cluster, tier, meant, changes or {}),
+            meant,
+            base=base,
+            cache=front,
+            replicas=pools.describe(cluster, front).replicas,
+            can_hold=tiers.can_hold(cluster, front),
+        ),
+        images=tuple(str(image.path) for image in found),
+        clients=read_only_pools.users(cluster, [image.path for image in found]),
+    )
+
+
+def show(
+    fabric: Fabric, cluster: Cluster, base: PoolName, *, window_s: float = 1
+) -> tuple[TierFacts, Activity]:
+    """The tier before a pool, and what went on during the next `window_s`. Raises NotFound."""
+    catalog.pool(fabric, base)
+    cache = _cache(cluster, base)
+    activity = tier_counters.measure(cluster, cache, window_s)
+    return tiers.facts(cluster, base, cache), activity
+
+
+def list_all(fabric: Fabric, cluster: Cluster) -> list[TierFacts]:
+    """All tiers before pools that virtkit knows, by base."""
+    known = {pool.name for pool in catalog.pools(fabric)}
+    return [tiers.facts(cluster, *pair) for pair in tiers.related(cluster) if pair[0] in known]
 
 
 def remove(
@@ -73,6 +143,7 @@ def remove(
     base: PoolName,
     *,
     wait_s: float = 0,
+    settle_s: float = SETTLE_S,
     say: Say = lambda _sentence: None,
 ) -> None:
     """Take the cache away from a pool once every byte in it is in the base.
@@ -80,20 +151,35 @@ def remove(
     Objects that a client has open can't be evicted: after `wait_s` that is Refused, names the
     clients, and leaves the tier in proxy mode, where nothing is lost. Calling again continues.
     """
-    catalog.pool(fabric, base)
-    if pools.describe(cluster, base).cache is None and not pools.describe(cluster, base).tagged:
+    row = catalog.pool(fabric, base)
+    if tiers.cache_of(cluster, base) is None and (
+        row["access"] is not None or not pools.describe(cluster, base).tagged
+    ):
         # Interrupted after its last step but one.
         pools.tag(cluster, base)
+        read_only_pools.forget(fabric, base)
         return
     cache = _cache(cluster, base)
-    unchanged = tiers.limits(cluster, cache)
     give_up = time.monotonic() + wait_s
-    stuck_rounds = 0
-    confirmed = False
+    try:
+        _take_away(cluster, base, cache, give_up, settle_s, say)
+    finally:
+        # Whatever happened: nobody is to wait for a pool that is held.
+        _release(cluster, base, cache, say)
+    pools.tag(cluster, cache)
+    read_only_pools.forget(fabric, base)
+
+
+def _take_away(
+    cluster: Cluster, base: PoolName, cache: PoolName, give_up: float, settle_s: float, say: Say
+) -> None:
+    unchanged = tiers.settings(cluster, cache)
+    can_hold = tiers.can_hold(cluster, cache)
+    stuck_rounds = holds = 0
     told: Step | None = None
     told_at = time.monotonic()
     tier = tiers.look(cluster, base, cache)
-    while step := next_teardown(tier):
+    while step := next_teardown(tier, can_hold=can_hold, stuck=stuck_rounds > 0):
         if step is not told:
             say(f"{cache}: {step}")
             told, told_at = step, time.monotonic()
@@ -103,27 +189,87 @@ def remove(
                 say(f"{cache}: {tier.objects} objects left")
                 told_at = time.monotonic()
             tiers.drain(cluster, cache)
-            confirmed = False
-        elif step is Step.CLOSE and not confirmed:
-            # It takes seconds, in which clients may come: so look again before closing.
-            tiers.confirm_empty(cluster, cache)
-            confirmed = True
         else:
+            if step is Step.REMOVE:
+                time.sleep(settle_s)
             tiers.apply(cluster, step, tier, unchanged)
+        holds += step is Step.HOLD
+        tier = tiers.look(cluster, base, cache)
+        if step is Step.DRAIN:
+            stuck_rounds = stuck_rounds + 1 if tier.objects >= left else 0
+        if stuck_rounds >= STUCK_ROUNDS or holds > MOST_HOLDS:
+            if time.monotonic() >= give_up:
+                raise Refused(_stuck(cluster, base, cache))
+            holds = 0
+            time.sleep(1)
+
+
+def _release(cluster: Cluster, base: PoolName, cache: PoolName, say: Say) -> None:
+    tier = tiers.look(cluster, base, cache)
+    if tier.held:
+        say(f"{cache}: {Step.RELEASE}")
+        tiers.apply(cluster, Step.RELEASE, tier, tiers.settings(cluster, cache))
+
+
+def _reach(
+    fabric: Fabric, cluster: Cluster, tier: Tier, mode: Mode, wanted: Settings, say: Say
+) -> TierFacts:
+    """Step by step to a tier of this mode and these settings."""
+    base, cache = PoolName(tier.base), PoolName(tier.cache)
+    if mode is Mode.READONLY:
+        read_only_pools.claim(fabric, cluster, base)
+    stuck_rounds = 0
+    while step := next_setup(tier, mode, limited=tiers.settings(cluster, cache) == wanted):
+        say(f"{cache}: {step}")
+        left = tier.objects
+        if step is Step.DRAIN:
+            tiers.drain(cluster, cache)
+        else:
+            tiers.apply(cluster, step, tier, wanted)
+        if step is Step.SEAL:
+            read_only_pools.refuse_late_writers(fabric, cluster, base)
         tier = tiers.look(cluster, base, cache)
         stuck_rounds = stuck_rounds + 1 if step is Step.DRAIN and tier.objects >= left else 0
         if stuck_rounds >= STUCK_ROUNDS:
-            if time.monotonic() >= give_up:
-                raise Refused(_stuck(cluster, base, cache))
-            time.sleep(1)
-    tiers.retag(cluster, cache)
+            raise Refused(_stuck(cluster, base, cache))
+    if mode is not Mode.READONLY:
+        read_only_pools.forget(fabric, base)
+    return tiers.facts(cluster, base, cache)
+
+
+def _fit(fabric: Fabric, cluster: Cluster, base: PoolName, cache: PoolName) -> Tier:
+    """The relation of two pools that are, or can become, base and cache."""
+    _refuse_unfit(fabric, pools.describe(cluster, base), pools.describe(cluster, cache))
+    tier = tiers.look(cluster, base, cache)
+    if not tier.related and not tier.held and tiers.objects(cluster, cache, most=1):
+        raise Refused(f"pool {cache} is not empty, and a cache must be. Choose another pool.")
+    return tier
+
+
+def _settings(cluster: Cluster, tier: Tier, mode: Mode, changes: Mapping[str, object]) -> Settings:
+    """What the cache pool's settings shall be: what it has, the defaults, and the changes."""
+    cache = PoolName(tier.cache)
+    capacity = tiers.capacity_bytes(cluster, cache)
+    if not capacity:
+        raise Refused(f"pool {cache} can hold nothing: no OSD is in it. See `ceph osd df`.")
+    present = tiers.settings(cluster, cache)
+    if tier.related and present.size:
+        before = present
+        # What is free has changed since an interrupted run chose.
+        capacity = max(capacity, present.size if "size" not in changes else 0)
+    else:
+        before = Settings(size=int(capacity * DEFAULT_SHARE))
+    wanted = tier_settings.changed(before, changes)
+    pg_num = pools.describe(cluster, cache).pg_num
+    tier_settings.check(wanted, mode, pg_num=pg_num, capacity_bytes=capacity, cache=cache)
+    return wanted
 
 
 def _cache(cluster: Cluster, base: PoolName) -> PoolName:
     cache = tiers.cache_of(cluster, base)
     if cache is None:
         of = pools.describe(cluster, base).tier_of
-        hint = f"It is the cache of {of}: name that." if of else "See `svctl pool list`."
+        hint = f"It is the cache of {of}: name that." if of else "See `svctl tier list`."
         raise NotFound(f"pool {base} has no cache tier. {hint}")
     return cache
 
@@ -160,14 +306,15 @@ def _refuse_unfit(fabric: Fabric, base: PoolFacts, cache: PoolFacts) -> None:
 
 
 def _stuck(cluster: Cluster, base: PoolName, cache: PoolName) -> str:
-    left = tiers.objects(cluster, cache)
+    left = tiers.objects(cluster, cache, most=tiers.SAMPLE)
     clients = sorted({a for ns, name in left for a in tiers.watchers(cluster, cache, ns, name)})
     opened = (
         f"clients have images open ({', '.join(clients[:5])})" if clients else "they are in use"
     )
-    objects = f"{len(left)} object{'s' if len(left) != 1 else ''}"
+    number = f"{tiers.SAMPLE} and more" if len(left) >= tiers.SAMPLE else f"{len(left)}"
     return (
-        f"tier {cache} before {base}: {objects} cannot be evicted, because {opened}. "
+        f"tier {cache} before {base}: {number} object{'s' if len(left) != 1 else ''} cannot be "
+        f"evicted, because {opened}. "
         "It is in proxy mode and nothing is lost. Stop or move those guests, "
         f"and run again: svctl tier remove {base}."
     )

@@ -1,4 +1,5 @@
-"""USER KEY POOL NAMESPACE IMAGE STOPFILE SEED: write until told to stop, print what is owed.
+"""USER KEY POOL NAMESPACE IMAGE STOPFILE SEED [BURSTS]: write until told to stop, print what is
+owed.
 
 Opens the image again for each burst, as guests come and go with a pause between, and flushes
 before it remembers a write as acknowledged. Prints {offset: seed of the block}.
@@ -14,7 +15,7 @@ from pathlib import Path
 import rbd
 from cluster import connected
 
-user, key, pool, namespace, image, stop, seed = sys.argv[1:]
+user, key, pool, namespace, image, stop, seed, *most = sys.argv[1:]
 BLOCK = 65536
 rng = random.Random(int(seed))
 owed: dict[int, str] = {}
@@ -27,7 +28,7 @@ def block(label: str) -> bytes:
 with connected(user, key) as cluster, cluster.open_ioctx(pool) as context:
     context.set_namespace(namespace)
     bursts = refused = 0
-    while not Path(stop).exists():
+    while not Path(stop).exists() and bursts < int((most or ["1000000"])[0]):
         bursts += 1
         written: dict[int, str] = {}
         try:
@@ -41,9 +42,10 @@ with connected(user, key) as cluster, cluster.open_ioctx(pool) as context:
                     written[offset] = label
                 disk.flush()
         except rbd.PermissionError:
-            # The moment in which a tier is parted: nobody may open an image.
+            # Nobody is to be refused a disk because a tier comes or goes.
             refused += 1
             continue
         owed |= written
-        time.sleep(1.5)
+        if not most:
+            time.sleep(1.5)
 print(json.dumps({"bursts": bursts, "refused": refused, "owed": owed}))
