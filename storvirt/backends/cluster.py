@@ -144,7 +144,7 @@ class Cluster:
             code, answer, status = self._rados.osd_command(osd, request, b"")
         if code:
             raise BackendUnavailable(f"osd.{osd} does not answer `{prefix}`: {status or code}.")
-        return json.loads(answer)
+        return json.loads(answer or b"null")
 
     def wait_for_latest_map(self) -> None:
         """Return when this client, and so every OSD that serves it from now on, has the map that

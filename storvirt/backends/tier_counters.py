@@ -5,9 +5,11 @@ OSDs. Ceph's statistics by pool follow some seconds later, too late for a short 
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from storvirt.backends.cluster import Cluster
+from storvirt.backends.tiers import serving_osds
 from storvirt.model import PoolName
 
 _HITS = "op_cache_hit"
@@ -29,7 +31,7 @@ class Activity:
 
 def measure(cluster: Cluster, cache: PoolName, window_s: float) -> Activity:
     """What the OSDs that serve `cache` do with tiers during `window_s`, which this call lasts."""
-    osds = _osds(cluster, cache)
+    osds = serving_osds(cluster, cache)
     before, began = _totals(cluster, osds), time.monotonic()
     time.sleep(window_s)
     after, lasted = _totals(cluster, osds), time.monotonic() - began
@@ -44,12 +46,7 @@ def measure(cluster: Cluster, cache: PoolName, window_s: float) -> Activity:
     )
 
 
-def _osds(cluster: Cluster, cache: PoolName) -> list[int]:
-    found = cluster.command("pg ls-by-pool", poolstr=cache)
-    return sorted({group["acting_primary"] for group in found["pg_stats"]})
-
-
-def _totals(cluster: Cluster, osds: list[int]) -> dict[str, int]:
+def _totals(cluster: Cluster, osds: Sequence[int]) -> dict[str, int]:
     names = (_HITS, *_MISSES, *_FLUSHES, "tier_evict", "agent_evict")
     totals = dict.fromkeys(names, 0)
     for osd in osds:

@@ -58,7 +58,8 @@ def create(
 ) -> TierFacts:
     """Lay the pool `cache` before the pool `base`; continues what was begun."""
     tier = _fit(fabric, cluster, base, cache)
-    if tier.overlay and tier.mode != mode and tier.mode in set(Mode) and not tier.held:
+    # A removal that was interrupted leaves proxy mode, and may be followed by beginning anew.
+    if tier.overlay and tier.mode in {Mode.WRITEBACK, Mode.READONLY} - {mode} and not tier.held:
         raise Refused(
             f"pool {base} has the cache {cache} in mode {tier.mode}. "
             f"Change that: svctl tier set {base} --mode {mode}."
@@ -197,6 +198,8 @@ def _take_away(
         tier = tiers.look(cluster, base, cache)
         if step is Step.DRAIN:
             stuck_rounds = stuck_rounds + 1 if tier.objects >= left else 0
+            if stuck_rounds == 1:
+                tiers.trim_again(cluster, cache)
         if stuck_rounds >= STUCK_ROUNDS or holds > MOST_HOLDS:
             if time.monotonic() >= give_up:
                 raise Refused(_stuck(cluster, base, cache))
@@ -230,6 +233,8 @@ def _reach(
             read_only_pools.refuse_late_writers(fabric, cluster, base)
         tier = tiers.look(cluster, base, cache)
         stuck_rounds = stuck_rounds + 1 if step is Step.DRAIN and tier.objects >= left else 0
+        if stuck_rounds == 1:
+            tiers.trim_again(cluster, cache)
         if stuck_rounds >= STUCK_ROUNDS:
             raise Refused(_stuck(cluster, base, cache))
     if mode is not Mode.READONLY:

@@ -150,7 +150,7 @@ def test_over_a_read_only_cache_tenants_read_and_nobody_writes(
         assert object_of(8 * MIB) in data_objects(ceph_lab, "quick")
         # The operator's commands, too.
         for arguments in (
-            ("image", "resize", "disk", "128MiB"),
+            ("image", "resize", "disk", "--size", "128MiB"),
             ("snapshot", "create", "disk@more"),
             ("image", "create", "new", "--pool", planned, "--size", "1MiB"),
             ("image", "delete", "disk", "--yes"),
