@@ -24,6 +24,7 @@ TOOL_TIMEOUT_S = 3600
 SAMPLE = 1000
 # Placement groups stop or begin to serve within a second.
 PEERING_TIMEOUT_S = 30
+HOLD_S = 5
 # No pool of Ceph has more copies.
 _MOST_COPIES = 10
 
@@ -180,6 +181,26 @@ def can_hold(cluster: Cluster, cache: PoolName) -> bool:
     With ten or more failure domains Ceph would make those copies instead of waiting.
     """
     return pools.failure_domains(cluster)[1] < _MOST_COPIES and bool(_pool(cluster, cache))
+
+
+def release_laid(cluster: Cluster, base: PoolName, cache: PoolName) -> None:
+    """Let a cache serve again that is held and that clients are led to, if that is so."""
+    tier = look(cluster, base, cache)
+    if tier.held and tier.overlay:
+        _end_hold(cluster, base, tier)
+
+
+def await_others_hold(cluster: Cluster, base: PoolName, cache: PoolName) -> None:
+    """Return when no other command is just about to part the two pools, or has died over it.
+
+    Such a command, or its guard, needs less than HOLD_S; a hold that lasts longer is nobody's.
+    """
+    give_up = time.monotonic() + HOLD_S
+    while time.monotonic() < give_up:
+        pool = _pool(cluster, base)
+        if _hold(pool) is None or pool["write_tier"] != _pool(cluster, cache)["pool"]:
+            return
+        time.sleep(0.2)
 
 
 def drain(cluster: Cluster, cache: PoolName) -> None:

@@ -7,10 +7,11 @@ tenants only read in a pool, because admitting a new image must know it.
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from storvirt import tier_settings
-from storvirt.backends import pools, tier_counters, tiers
+from storvirt.backends import hold_guard, pools, tier_counters, tiers
 from storvirt.backends.cluster import Cluster
 from storvirt.backends.pools import PoolFacts
 from storvirt.backends.tier_counters import Activity
@@ -162,6 +163,7 @@ def remove(
         return
     cache = _cache(cluster, base)
     give_up = time.monotonic() + wait_s
+    tiers.await_others_hold(cluster, base, cache)
     try:
         _take_away(cluster, base, cache, give_up, settle_s, say)
     finally:
@@ -174,9 +176,23 @@ def remove(
 def _take_away(
     cluster: Cluster, base: PoolName, cache: PoolName, give_up: float, settle_s: float, say: Say
 ) -> None:
+    with ExitStack() as guards:
+        _part(cluster, base, cache, give_up, settle_s, say, guards)
+
+
+def _part(
+    cluster: Cluster,
+    base: PoolName,
+    cache: PoolName,
+    give_up: float,
+    settle_s: float,
+    say: Say,
+    guards: ExitStack,
+) -> None:
     unchanged = tiers.settings(cluster, cache)
     can_hold = tiers.can_hold(cluster, cache)
     stuck_rounds = holds = 0
+    guarded = False
     told: Step | None = None
     told_at = time.monotonic()
     tier = tiers.look(cluster, base, cache)
@@ -193,6 +209,9 @@ def _take_away(
         else:
             if step is Step.REMOVE:
                 time.sleep(settle_s)
+            if step is Step.HOLD and not guarded:
+                guarded = True
+                guards.enter_context(hold_guard.standing_by(cluster, base, cache))
             tiers.apply(cluster, step, tier, unchanged)
         holds += step is Step.HOLD
         tier = tiers.look(cluster, base, cache)
@@ -219,6 +238,9 @@ def _reach(
 ) -> TierFacts:
     """Step by step to a tier of this mode and these settings."""
     base, cache = PoolName(tier.base), PoolName(tier.cache)
+    if tier.held:
+        tiers.await_others_hold(cluster, base, cache)
+        tier = tiers.look(cluster, base, cache)
     if mode is Mode.READONLY:
         read_only_pools.claim(fabric, cluster, base)
     stuck_rounds = 0
