@@ -32,6 +32,7 @@ def give(cluster: Cluster, path: ImagePath, id: str, name: str) -> None:
     """
     target = path.named(name)
     with translated(f"image {target}"), cluster.pool(path.pool, path.namespace) as context:
+        cluster.refuse_read_only(context)
         try:
             with rados.WriteOpCtx() as operation:
                 operation.new(rados.LIBRADOS_CREATE_EXCLUSIVE)
