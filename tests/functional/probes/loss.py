@@ -30,7 +30,6 @@ from cluster import connected
 from tests.functional.loss_model import BLOCK, ZERO, Disk, pattern, wrong
 
 MIB_BLOCKS = (1 << 20) // BLOCK
-STEPS_OF_TIERS = 16
 
 
 class Svctl:
@@ -123,7 +122,8 @@ def _zygote(requests: socket.socket, settle_s: float) -> None:
             said = talk.read().strip().splitlines()
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         answer = {"code": status, "talk": said[-1] if said else ""}
-        requests.sendall(json.dumps(answer).encode() + b"\n")
+        with contextlib.suppress(BrokenPipeError):
+            requests.sendall(json.dumps(answer).encode() + b"\n")
     os._exit(0)
 
 
@@ -140,6 +140,7 @@ class History:
         self.tier = False
         self.numbers = iter(range(1, 1 << 30))
         self.counts: dict[str, int] = {}
+        self.spent_s: dict[str, float] = {}
         self.kills = 0
         self.faults: list[str] = []
         self.log: list[str] = []
@@ -193,7 +194,7 @@ class History:
         size = self.rng.choice((4, 8, 12, 16))
         if size * MIB_BLOCKS < disk.blocks and disk.name in self.guests:
             self.guests.pop(disk.name).close()
-        self._finish("image", "resize", disk.name, "--size", f"{size}MiB", "--shrink")
+        self._finish("image", "resize", disk.name, "--size", f"{size}MiB", "--shrink", "--yes")
         disk.resize(size * MIB_BLOCKS)
 
     def snapshot(self) -> None:
@@ -338,7 +339,9 @@ class History:
     def step(self, name: str) -> None:
         self.log.append(name)
         self.counts[name] = self.counts.get(name, 0) + 1
+        began = time.monotonic()
         getattr(self, name)()
+        self.spent_s[name] = round(self.spent_s.get(name, 0) + time.monotonic() - began, 1)
 
     def _any_disk(self) -> Disk:
         return self.disks[self.rng.choice(sorted(self.disks))]
@@ -509,6 +512,7 @@ def main(options: dict[str, Any], then: Callable[[History], None]) -> None:
                     "faults": history.faults[:10],
                     "last": history.log[-10:],
                     "counts": history.counts,
+                    "spent_s": history.spent_s,
                     "kills": history.kills,
                     "disks": sorted(history.disks),
                 }
