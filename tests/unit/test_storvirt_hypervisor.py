@@ -55,7 +55,9 @@ def test_caps_name_the_tenants_namespaces_and_no_blocklisting() -> None:
 
     assert found == {
         "mon": "allow service mon r, allow service osd r",
-        "osd": "allow rwx namespace=red tag rbd virtkit=fast, "
+        "osd": "allow r class-read namespace=red tag rbd virtkit-read-only=fast, "
+        "allow r class-read namespace=red tag rbd virtkit-read-only=vms, "
+        "allow rwx namespace=red tag rbd virtkit=fast, "
         "allow rwx namespace=red tag rbd virtkit=vms, "
         "allow class rbd metadata_list object_prefix rbd_info",
     }

@@ -169,7 +169,7 @@ class History:
     def start_guest(self) -> None:
         """A disk that stays open, as a running guest's does."""
         free = [name for name in self.disks if name not in self.guests]
-        if free and len(self.guests) < 3:
+        if free and len(self.guests) < 4:
             name = self.rng.choice(sorted(free))
             self.guests[name] = rbd.Image(self.context, name)
 
@@ -272,7 +272,8 @@ class History:
         """A read-only cache for a while: refused while anybody writes, else nobody can."""
         if not self.tier:
             return
-        code, talk = self._svctl("tier", "set", self.base, "--mode", "readonly")
+        words = ("tier", "set", self.base, "hit-set=none", "--mode", "readonly")
+        code, talk = self._svctl(*words)
         if code == 0:
             disk = self._any_disk()
             try:
@@ -420,7 +421,7 @@ class History:
 
 WEIGHTS = {
     "write": 780,
-    "start_guest": 30,
+    "start_guest": 40,
     "stop_guest": 20,
     "create": 25,
     "resize": 25,
