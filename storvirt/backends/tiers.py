@@ -178,9 +178,13 @@ def apply(cluster: Cluster, step: Step, tier: Tier, wanted: Settings) -> None:
 def can_hold(cluster: Cluster, cache: PoolName) -> bool:
     """Whether `HOLD` is possible: it asks for more copies than the cluster has places for.
 
-    With ten or more failure domains Ceph would make those copies instead of waiting.
+    Where there are ten or more, such as hosts, Ceph would make those copies instead of waiting.
     """
-    return pools.failure_domains(cluster)[1] < _MOST_COPIES and bool(_pool(cluster, cache))
+    rules = {rule["rule_id"]: rule for rule in cluster.command("osd crush rule dump")}
+    steps = rules[_pool(cluster, cache)["crush_rule"]]["steps"]
+    kind = [step["type"] for step in steps if step["op"].startswith("choose")][-1]
+    places = [node for node in cluster.command("osd tree")["nodes"] if node["type"] == kind]
+    return len(places) < _MOST_COPIES
 
 
 def release_laid(cluster: Cluster, base: PoolName, cache: PoolName) -> None:
