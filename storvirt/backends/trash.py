@@ -10,6 +10,7 @@ from storvirt.model import ImagePath
 def move(cluster: Cluster, path: ImagePath, id: str, keep_s: int) -> None:
     """Put the image into the trash, where Ceph keeps it `keep_s`; quiet if it is there."""
     with translated(f"image {path}"), cluster.pool(path.pool, path.namespace) as context:
+        cluster.refuse_read_only(context)
         if naming.image_id(cluster, path) == id:
             rbd.RBD().trash_move(context, path.name, keep_s)
 
@@ -24,12 +25,14 @@ def restore(cluster: Cluster, path: ImagePath, id: str) -> None:
     """Take the image out of the trash, as `path`. Raises AlreadyExists; quiet if it is out."""
     if holds(cluster, path, id):
         with translated(f"image {path}"), cluster.pool(path.pool, path.namespace) as context:
+            cluster.refuse_read_only(context)
             rbd.RBD().trash_restore(context, id, path.name)
 
 
 def remove(cluster: Cluster, path: ImagePath, id: str) -> None:
     """Delete the image from the trash with its data, before its time too; quiet if it is gone."""
     with translated(f"image {path}"), cluster.pool(path.pool, path.namespace) as context:
+        cluster.refuse_read_only(context)
         try:
             rbd.RBD().trash_remove(context, id, True)
         except rbd.ImageNotFound:
