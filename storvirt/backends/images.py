@@ -35,16 +35,6 @@ class ImageFacts:
     limits: Mapping[str, int]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FirstObject:
-    """The object that a guest reads first, and the image that it belongs to."""
-
-    image: ImagePath
-    pool: PoolName
-    namespace: str
-    name: str
-
-
 def create(
     cluster: Cluster,
     path: ImagePath,
@@ -249,25 +239,6 @@ def break_lock(cluster: Cluster, path: ImagePath) -> str | None:
         return str(owners[0]["owner"])
 
 
-def first_object(cluster: Cluster, path: ImagePath) -> FirstObject:
-    """Where reads of the first bytes go: to a clone's parent until the clone has its own copy.
-
-    Costs one small request to an OSD for each generation, none to a monitor.
-    """
-    while True:
-        with cluster.image(path, read_only=True) as image:
-            first = FirstObject(
-                image=path,
-                pool=_data_pool(cluster, image, path),
-                namespace=path.namespace,
-                name=f"{image.block_name_prefix()}.{0:016x}",
-            )
-            parent = _parent(image)
-            if parent is None or not image.overlap() or _object_exists(cluster, first):
-                return first
-            path = parent[0]
-
-
 # Snapshots
 
 
@@ -363,19 +334,6 @@ def _parent(image: rbd.Image) -> tuple[ImagePath, str] | None:
         name=ImageName(spec["image_name"]),
     )
     return path, spec["snap_name"]
-
-
-def _data_pool(cluster: Cluster, image: rbd.Image, path: ImagePath) -> PoolName:
-    data_pool = image.data_pool_id()
-    with cluster.pool(path.pool) as context:
-        if data_pool in (-1, context.get_pool_id()):
-            return path.pool
-    return PoolName(cluster.pool_name(data_pool))
-
-
-def _object_exists(cluster: Cluster, first: FirstObject) -> bool:
-    with cluster.pool(first.pool, first.namespace) as context:
-        return cluster.object_exists(context, first.name)
 
 
 def _others(image: rbd.Image) -> tuple[str, ...]:

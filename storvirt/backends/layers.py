@@ -4,17 +4,19 @@ What exists is asked of the object map where the image has one (`fast-diff`, on 
 of each object otherwise. No monitor is asked.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import rbd
 
 from storvirt import heat
-from storvirt.backends.cluster import Cluster
+from storvirt.backends.cluster import Cluster, translated
 from storvirt.layout import Layer, Layout
 from storvirt.model import ImageName, ImagePath, PoolName, TenantName
 
-# The generations of images that share them, by path and snapshot.
-Cache = dict[tuple[ImagePath, str | None], tuple[Layer, ...]]
+# The generations that images share, by the youngest one's place, id and snapshot, and `first_only`.
+Cache = dict[tuple[ImagePath, str | None, str | None, bool], tuple[Layer, ...]]
 
 
 def read(
@@ -22,65 +24,101 @@ def read(
     path: ImagePath,
     *,
     snapshot: str | None = None,
-    reach_bytes: int | None = None,
+    first_only: bool = False,
     cache: Cache | None = None,
 ) -> tuple[Layer, ...]:
     """The generations of an image, youngest first. Raises NotFound.
 
-    `reach_bytes` is how much of it its clone sees. With a `cache`, each parent is opened once
-    for all its clones.
+    With `first_only`, nothing is asked but which of them has the image's first object. With a
+    `cache`, each parent is opened once for all its clones.
     """
-    key = (path, snapshot)
-    if cache is None or key not in cache:
-        found = _read(cluster, path, snapshot, cache)
-        if cache is None:
-            return _within(found, reach_bytes)
-        cache[key] = found
-    return _within(cache[key], reach_bytes)
+    return _generations(cluster, path, None, snapshot, first_only, {} if cache is None else cache)
 
 
-def _read(
-    cluster: Cluster, path: ImagePath, snapshot: str | None, cache: Cache | None
+def _generations(
+    cluster: Cluster,
+    path: ImagePath,
+    image_id: str | None,
+    snapshot: str | None,
+    first_only: bool,
+    cache: Cache,
 ) -> tuple[Layer, ...]:
-    with cluster.image(path, snapshot=snapshot, read_only=True) as image:
-        size = image.size()
-        layout = Layout(
-            object_bytes=image.stat()["obj_size"],
-            stripe_unit=image.stripe_unit(),
-            stripe_count=image.stripe_count(),
-        )
-        layer = Layer(
-            path=path,
-            snapshot=snapshot,
-            id=image.id(),
-            pool=_data_pool(cluster, image, path),
-            namespace=path.namespace,
-            prefix=image.block_name_prefix(),
-            layout=layout,
-            reach_bytes=size,
-            objects=_existing(image, layout, size),
-            heat=_note(image, heat.KEY),
-        )
+    key = (path, image_id, snapshot, first_only)
+    if key in cache:
+        return cache[key]
+    with _opened(cluster, path, image_id, snapshot) as image:
+        layer = _layer(cluster, image, path, snapshot, first_only)
+        parent = _parent(image)
+        overlap = image.overlap() if parent else 0
+    found: tuple[Layer, ...] = (layer,)
+    if parent and overlap and not (first_only and layer.objects):
+        older = _generations(cluster, *parent, first_only, cache)
+        reach = min(overlap, older[0].reach_bytes)
+        found = (layer, replace(older[0], reach_bytes=reach), *older[1:])
+    cache[key] = found
+    return found
+
+
+@contextmanager
+def _opened(
+    cluster: Cluster, path: ImagePath, image_id: str | None, snapshot: str | None
+) -> Iterator[rbd.Image]:
+    """An image by its name, or by its id: a parent may be in the trash, where it has no name."""
+    with translated(f"image {path}"), cluster.pool(path.pool, path.namespace) as context:
+        name = path.name if image_id is None else None
         try:
-            parent = image.get_parent_image_spec()
+            image = rbd.Image(context, name, snapshot, read_only=True, image_id=image_id)
         except rbd.ImageNotFound:
-            return (layer,)
-        overlap = image.overlap()
-    if not overlap:
-        return (layer,)
-    origin = ImagePath(
-        pool=PoolName(parent["pool_name"]),
-        namespace=TenantName(parent["pool_namespace"]),
-        name=ImageName(parent["image_name"]),
+            if image_id is None:
+                raise
+            # The snapshot was removed while clones of it live; its objects are the image's own.
+            image = rbd.Image(context, None, read_only=True, image_id=image_id)
+        with image:
+            yield image
+
+
+def _layer(
+    cluster: Cluster, image: rbd.Image, path: ImagePath, snapshot: str | None, first_only: bool
+) -> Layer:
+    size = image.size()
+    layout = Layout(
+        object_bytes=image.stat()["obj_size"],
+        stripe_unit=image.stripe_unit(),
+        stripe_count=image.stripe_count(),
     )
-    older = read(cluster, origin, snapshot=parent["snap_name"], reach_bytes=overlap, cache=cache)
-    return (layer, *older)
+    layer = Layer(
+        path=path,
+        snapshot=snapshot,
+        id=image.id(),
+        pool=_data_pool(cluster, image, path),
+        namespace=path.namespace,
+        prefix=image.block_name_prefix(),
+        layout=layout,
+        reach_bytes=size,
+        objects=frozenset(),
+        heat=_note(image, heat.KEY),
+    )
+    objects = _first(cluster, layer) if first_only else _existing(image, layout, size)
+    return replace(layer, objects=objects)
 
 
-def _within(layers: tuple[Layer, ...], reach_bytes: int | None) -> tuple[Layer, ...]:
-    if reach_bytes is None or reach_bytes >= layers[0].reach_bytes:
-        return layers
-    return (replace(layers[0], reach_bytes=reach_bytes), *layers[1:])
+def _parent(image: rbd.Image) -> tuple[ImagePath, str, str] | None:
+    try:
+        spec = image.get_parent_image_spec()
+    except rbd.ImageNotFound:
+        return None
+    path = ImagePath(
+        pool=PoolName(spec["pool_name"]),
+        namespace=TenantName(spec["pool_namespace"]),
+        name=ImageName(spec["image_name"]),
+    )
+    return path, image.parent_id(), spec["snap_name"]
+
+
+def _first(cluster: Cluster, layer: Layer) -> frozenset[int]:
+    with cluster.pool(layer.pool, layer.namespace) as context:
+        there = cluster.object_exists(context, layer.object_name(0))
+    return frozenset([0]) if there else frozenset()
 
 
 def _note(image: rbd.Image, key: str) -> str | None:

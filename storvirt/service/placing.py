@@ -6,12 +6,11 @@ from dataclasses import dataclass
 
 from storvirt import heat as heats
 from storvirt import osdmap
-from storvirt.backends import images, layers, osdmaps
+from storvirt.backends import layers, osdmaps
 from storvirt.backends.cluster import Cluster
-from storvirt.backends.images import FirstObject
 from storvirt.heat import HeatMap
 from storvirt.layout import Layer, first_served
-from storvirt.model import ImageName, ImagePath
+from storvirt.model import ImageName, ImagePath, PoolName
 from storvirt.objectives import group_weights, object_weights
 from storvirt.osdmap import OsdMap
 from storvirt.placement import (
@@ -61,6 +60,16 @@ class Placement:
     ranking: tuple[RankedHost, ...]
     hosts: tuple[str, ...]
     options: tuple[Option, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FirstObject:
+    """The object that a guest reads first, and the image that it belongs to."""
+
+    image: ImagePath
+    pool: PoolName
+    namespace: str
+    name: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,13 +129,9 @@ def reads(
 ) -> Reads:
     """Where the reads of an image go that the objective counts. Raises Refused."""
     path = entry.record.path
-    if objective is Objective.FIRST_OBJECT:
-        # One small request for each generation, where the whole would need its object maps.
-        first = images.first_object(cluster, path)
-        pool = newest.serving(newest.pool(first.pool))
-        (seed,) = osdmap.seeds(pool, first.namespace, [first.name])
-        return Reads(path=path, first=first, first_share=1.0, groups={(pool.id, seed): 1.0})
-    generations = layers.read(cluster, path, cache=cache)
+    # One small request for each generation, where the whole would need its object maps.
+    first_only = objective is Objective.FIRST_OBJECT
+    generations = layers.read(cluster, path, first_only=first_only, cache=cache)
     recorded = recorded_heat(generations) if objective is Objective.HEAT else None
     weights = object_weights(str(path), generations, objective, recorded)
     depth, number = first_served(generations)

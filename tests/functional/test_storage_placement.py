@@ -90,3 +90,85 @@ def test_the_ranking_holds_every_crush_host_with_its_reason(svctl: Svctl, red: s
     assert all(ranked["reason"] for ranked in placed["ranking"])
     scores = [ranked["score"] for ranked in placed["ranking"]]
     assert scores == sorted(scores, reverse=True)
+
+
+def write_object(svctl: Svctl, path: str, number: int) -> None:
+    """Write a little into one object of 4 MiB of an image."""
+    svctl.probe("write_at", path, number * (4 << 20), 4096)
+
+
+def data_prefix(svctl: Svctl, path: str) -> str:
+    return str(
+        json.loads(svctl.host.run(["rbd", "info", path, "--format=json"]).stdout)[
+            "block_name_prefix"
+        ]
+    )
+
+
+def primary_host(svctl: Svctl, name: str, namespace: str) -> str:
+    answer = svctl.host.run(["ceph", "osd", "map", "vms", name, namespace, "--format=json"]).stdout
+    return f"h{json.loads(answer)['acting_primary'] + 1}"
+
+
+def test_a_clone_of_a_clone_is_placed_by_whichever_generation_has_each_object(
+    svctl: Svctl, red: str
+) -> None:
+    tenant = ("--tenant", red)
+    svctl("image", "create", "first", *tenant, "--size", "32MiB")
+    for number in (0, 1, 2, 3, 5):
+        write_object(svctl, f"vms/{red}/first", number)
+    svctl("snapshot", "create", "first@s", *tenant, "--protect")
+    svctl("image", "clone", "first@s", "second", *tenant)
+    write_object(svctl, f"vms/{red}/second", 1)
+    write_object(svctl, f"vms/{red}/second", 6)
+    svctl("snapshot", "create", "second@s", *tenant, "--protect")
+    svctl("image", "clone", "second@s", "third", *tenant)
+    write_object(svctl, f"vms/{red}/third", 2)
+    # What its clones' snapshots do not have.
+    write_object(svctl, f"vms/{red}/first", 7)
+    write_object(svctl, f"vms/{red}/second", 3)
+
+    placed = svctl("place", "third", *tenant, "--objective", "bytes")
+
+    holder = {0: "first", 1: "second", 2: "third", 3: "first", 5: "first", 6: "second"}
+    expected = dict.fromkeys(("h1", "h2", "h3"), 0.0)
+    for number, image in holder.items():
+        name = f"{data_prefix(svctl, f'vms/{red}/{image}')}.{number:016x}"
+        expected[primary_host(svctl, name, red)] += 1 / len(holder)
+    found = {one["host"]: one["local"] for one in placed["ranking"]}
+    assert found == pytest.approx(expected, abs=0.001)
+    assert placed["read_from"] == f"vms/{red}/first"
+
+
+def test_a_clone_whose_golden_image_is_in_the_trash_is_still_placed(svctl: Svctl, red: str) -> None:
+    tenant = ("--tenant", red)
+    svctl("image", "create", "old", *tenant, "--size", "16MiB")
+    write_object(svctl, f"vms/{red}/old", 0)
+    svctl("snapshot", "create", "old@s", *tenant, "--protect")
+    svctl("image", "clone", "old@s", "heir", *tenant)
+    before = svctl("place", "heir", *tenant)
+    svctl.host.run(["rbd", "trash", "mv", f"vms/{red}/old"])
+    try:
+        for objective in ("first-object", "bytes"):
+            placed = svctl("place", "heir", *tenant, "--objective", objective)
+            assert (placed["pg"], placed["primary_osd"]) == (before["pg"], before["primary_osd"])
+    finally:
+        listed = svctl.host.run(["rbd", "trash", "ls", f"vms/{red}", "--format=json"]).stdout
+        (trashed,) = (one["id"] for one in json.loads(listed) if one["name"] == "old")
+        svctl.host.run(["rbd", "trash", "restore", f"vms/{red}/{trashed}"])
+
+
+def test_guests_to_come_are_counted_one_before_the_next(svctl: Svctl, red: str) -> None:
+    tenant = ("--tenant", red)
+    svctl("image", "create", "many-a", *tenant, "--size", "16MiB")
+    svctl("image", "create", "many-b", *tenant, "--size", "16MiB")
+
+    placed = svctl("place", "many-a", "many-b", *tenant, "--count", "30")
+
+    hosts = [host for one in placed for host in one["hosts"]]
+    assert len(hosts) == 60 and set(hosts) == {"h1", "h2", "h3"}
+    assert max(map(hosts.count, hosts)) <= 30
+    for one in placed:
+        assert len(one["hosts"]) == 30
+    # The first goes where its bytes are.
+    assert placed[0]["hosts"][0] == placed[0]["primary_host"]
