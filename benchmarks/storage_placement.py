@@ -96,7 +96,7 @@ def figures() -> list[Figure]:
     ) as lab:
         bench = Bench(lab)
         bench.svctl("tenant", "create", "bench")
-        bench.svctl("pool", "create", "vms", "--pg-num", "32")
+        bench.svctl("pool", "create", "vms", "--pg-num", "64")
         bench.svctl("namespace", "create", "bench", "--pool", "vms")
         return [*planning(bench), *reading(bench), *booting(bench)]
 
