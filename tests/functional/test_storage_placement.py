@@ -138,6 +138,10 @@ def test_a_clone_of_a_clone_is_placed_by_whichever_generation_has_each_object(
     found = {one["host"]: one["local"] for one in placed["ranking"]}
     assert found == pytest.approx(expected, abs=0.001)
     assert placed["read_from"] == f"vms/{red}/first"
+    # The fixture takes away images and their clones, not the clones of those.
+    svctl("image", "delete", "third", *tenant, "--yes")
+    svctl("snapshot", "unprotect", "second@s", *tenant)
+    svctl("snapshot", "delete", "second@s", *tenant, "--yes")
 
 
 def test_a_clone_whose_golden_image_is_in_the_trash_is_still_placed(svctl: Svctl, red: str) -> None:
@@ -166,7 +170,8 @@ def test_guests_to_come_are_counted_one_before_the_next(svctl: Svctl, red: str) 
     placed = svctl("place", "many-a", "many-b", *tenant, "--count", "30")
 
     hosts = [host for one in placed for host in one["hosts"]]
-    assert len(hosts) == 60 and set(hosts) == {"h1", "h2", "h3"}
+    assert len(hosts) == 60 and set(hosts) <= {"h1", "h2", "h3"}
+    # Half as much again as a host's share.
     assert max(map(hosts.count, hosts)) <= 30
     for one in placed:
         assert len(one["hosts"]) == 30
