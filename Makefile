@@ -24,17 +24,27 @@ CNI_END := $(MUSL)/crtn.o
 # Tests build it with other paths and shorter times, see plugins/cni/config.h.
 CNI_SETTINGS :=
 
+# The block server of golden images is a plugin of nbdkit, which loads it, so it is linked with what
+# Debian's nbdkit and Ceph are.
+GOLDEN := build/nbdkit-virtkit-golden-plugin.so
+GOLDEN_FLAGS := -std=c17 -D_GNU_SOURCE -O2 -g -D_FORTIFY_SOURCE=2 \
+	-Wall -Wextra -Werror -Wpedantic -Wshadow -Wconversion -fstack-protector-strong \
+	$(if $(filter x86_64,$(shell uname -m)),-fcf-protection) \
+	-fPIC -shared -fvisibility=hidden -Wl,-z,relro,-z,now,-z,noexecstack
+# Tests build it with sanitizers too.
+GOLDEN_SETTINGS :=
+
 .PHONY: demo test unit functional lint bench docs install clean
 
-demo: $(READY) $(CNI)
+demo: $(READY) $(CNI) $(GOLDEN)
 	$(BIN)/python -m lab.demo $(if $(KEEP),--keep)
 
 test: lint unit functional
 
-unit: $(READY) $(CNI)
+unit: $(READY) $(CNI) $(GOLDEN)
 	$(BIN)/pytest tests/unit $(wildcard tests/golden) -q
 
-functional: $(READY) $(CNI)
+functional: $(READY) $(CNI) $(GOLDEN)
 	$(BIN)/pytest tests/functional $(wildcard tests/e2e)
 
 lint: $(READY)
@@ -44,18 +54,22 @@ lint: $(READY)
 	$(BIN)/lint-imports
 	shellcheck $(SCRIPTS)
 
-bench: $(READY) $(CNI)
+bench: $(READY) $(CNI) $(GOLDEN)
 	@test -f benchmarks/$(BENCH).py || { echo "Say which: make bench BENCH=cni" >&2; exit 2; }
 	$(BIN)/python -m benchmarks.$(BENCH)
 
 docs: $(READY)
 	$(BIN)/python docs/generate.py
 
-install: $(READY) $(CNI)
+install: $(READY) $(CNI) $(GOLDEN)
 
 $(CNI): $(wildcard plugins/cni/*.[ch]) pyproject.toml Makefile | $(READY)
 	$(CNI_CC) $(CNI_FLAGS) -DVK_VERSION='"$(VERSION)"' $(CNI_SETTINGS) \
 		-o $@.$$$$ $(CNI_START) $(filter %.c,$^) $(CNI_END) && mv $@.$$$$ $@
+
+$(GOLDEN): $(wildcard plugins/golden/*.[ch]) pyproject.toml Makefile | $(READY)
+	gcc $(GOLDEN_FLAGS) -DVK_VERSION='"$(VERSION)"' $(GOLDEN_SETTINGS) \
+		-o $@.$$$$ $(filter %.c,$^) -lrbd -lrados -lcrypto && mv $@.$$$$ $@
 
 $(READY): pyproject.toml packaging/bootstrap packaging/debian-packages.txt
 	packaging/bootstrap .venv

@@ -40,6 +40,10 @@ class Machine:
     disk: tuple[str, ...]
     nics: tuple[Nic, ...] = ()
     memory_mib: int = 128
+    # Added to the kernel's command line.
+    kernel_arguments: str = ""
+    # What TCG keeps of translated code.
+    translations_mib: int = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +81,9 @@ def qemu_argv(machine: Machine, workplace: Workplace, accelerator: Accelerator) 
             f"({SOCKET_PATH_BYTES} bytes). Choose a shorter directory"
         )
     return (
-        *bare_machine(accelerator, machine.memory_mib),
+        *bare_machine(accelerator, machine.memory_mib, machine.translations_mib),
         *("-name", machine.name),
-        *boot_arguments(machine.guest, "root=/dev/vda"),
+        *boot_arguments(machine.guest, f"root=/dev/vda {machine.kernel_arguments}".rstrip()),
         *("-serial", f"file:{workplace.console}"),
         *("-device", "virtio-serial-pci"),
         *("-chardev", f"socket,id=shell,path={workplace.shell},server=on,wait=off"),
@@ -89,7 +93,9 @@ def qemu_argv(machine: Machine, workplace: Workplace, accelerator: Accelerator) 
     )
 
 
-def bare_machine(accelerator: Accelerator, memory_mib: int) -> tuple[str, ...]:
+def bare_machine(
+    accelerator: Accelerator, memory_mib: int, translations_mib: int = 64
+) -> tuple[str, ...]:
     """A q35 with nothing on it: of the machines that boot reliably under TCG, the fastest.
 
     (microvm is a little faster, but its clock fails to calibrate when the host is busy.)
@@ -99,7 +105,7 @@ def bare_machine(accelerator: Accelerator, memory_mib: int) -> tuple[str, ...]:
         Accelerator.KVM: ("-accel", "kvm", "-cpu", "host"),
         # The default translation cache grows to a GiB; a plain CPU spares the kernel the
         # features it would only set up.
-        Accelerator.TCG: ("-accel", "tcg,tb-size=64", "-cpu", "qemu64"),
+        Accelerator.TCG: ("-accel", f"tcg,tb-size={translations_mib}", "-cpu", "qemu64"),
     }[accelerator]
     return (
         "qemu-system-x86_64",

@@ -131,17 +131,40 @@ def libvirt_commandline(connection: Connection, key_file: str, *, pci_slot: int)
 
 def client_conf(connection: Connection, timeout_s: int, osd_timeout_s: int) -> str:
     """A complete ceph.conf, key included, for a short-lived client of this image."""
-    monitors = ",".join(_bracketed(host, port) for host, port in connection.monitors)
-    return (
-        "[global]\n"
-        f"fsid = {connection.fsid}\n"
-        f"mon_host = {monitors}\n"
+    return _conf(
+        connection.fsid,
+        connection.monitors,
+        connection.user,
+        connection.secret,
         f"client_mount_timeout = {timeout_s}\n"
         f"rados_mon_op_timeout = {timeout_s}\n"
-        f"rados_osd_op_timeout = {osd_timeout_s}\n"
+        f"rados_osd_op_timeout = {osd_timeout_s}\n",
+    )
+
+
+def server_conf(
+    fsid: str, monitors: Sequence[tuple[str, int]], user: str, secret: str, timeout_s: int
+) -> str:
+    """A complete ceph.conf, key included, for a process that serves guests.
+
+    Only its start has an end: a guest's disk waits for a cluster that is away, as it does when
+    QEMU itself is the client.
+    """
+    return _conf(fsid, monitors, user, secret, f"client_mount_timeout = {timeout_s}\n")
+
+
+def _conf(
+    fsid: str, monitors: Sequence[tuple[str, int]], user: str, secret: str, bounds: str
+) -> str:
+    hosts = ",".join(_bracketed(host, port) for host, port in monitors)
+    return (
+        "[global]\n"
+        f"fsid = {fsid}\n"
+        f"mon_host = {hosts}\n"
+        f"{bounds}"
         "log_to_stderr = false\n"
-        f"[client.{connection.user}]\n"
-        f"key = {connection.secret}\n"
+        f"[client.{user}]\n"
+        f"key = {secret}\n"
     )
 
 

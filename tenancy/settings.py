@@ -45,6 +45,18 @@ class TlsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     directory: str = "/etc/virtkit/tls"
 
 
+class GoldenSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[golden]`: where this host keeps chunks of golden images, and how many.
+
+    A directory on a tmpfs is RAM, one on an SSD survives a restart. `plugin` is nbdkit's name or
+    the path of the block server.
+    """
+
+    directory: str = "/run/virtkit/golden/chunks"
+    limit: str = "2GiB"
+    plugin: str | None = None
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The whole of virtkit.toml."""
 
@@ -52,6 +64,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     host: HostSettings = msgspec.field(default_factory=HostSettings)
     ceph: CephSettings = msgspec.field(default_factory=CephSettings)
     tls: TlsSettings = msgspec.field(default_factory=TlsSettings)
+    golden: GoldenSettings = msgspec.field(default_factory=GoldenSettings)
 
 
 def load(

@@ -1,7 +1,7 @@
 """RBD images: one function for each thing that is done to one."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import rbd
@@ -64,15 +64,30 @@ def clone(
     snapshot: SnapshotName,
     child: ImagePath,
     data_pool: str | None = None,
+    *,
+    object_bytes: int | None = None,
 ) -> None:
-    """Make `child` from a snapshot; nothing is copied until it is written (clone v2)."""
+    """Make `child` from a snapshot; nothing is copied until it is written (clone v2).
+
+    Its objects are as large as its parent's unless told, a power of two.
+    """
+    layout = {}
+    if object_bytes is not None:
+        # The parent's stripe unit would be larger than an object.
+        layout = {
+            "order": object_bytes.bit_length() - 1,
+            "stripe_unit": object_bytes,
+            "stripe_count": 1,
+        }
     with (
         translated(f"image {parent}@{snapshot}"),
         cluster.pool(parent.pool, parent.namespace) as source,
         cluster.pool(child.pool, child.namespace) as target,
     ):
         cluster.refuse_read_only(target)
-        rbd.RBD().clone(source, parent.name, snapshot, target, child.name, data_pool=data_pool)
+        rbd.RBD().clone(
+            source, parent.name, snapshot, target, child.name, data_pool=data_pool, **layout
+        )
 
 
 def exists(cluster: Cluster, path: ImagePath) -> bool:
@@ -237,6 +252,17 @@ def break_lock(cluster: Cluster, path: ImagePath) -> str | None:
             return None
         image.lock_break(rbd.RBD_LOCK_MODE_EXCLUSIVE, owners[0]["owner"])
         return str(owners[0]["owner"])
+
+
+def break_lock_of(cluster: Cluster, path: ImagePath, addresses: Collection[str]) -> None:
+    """Take the exclusive lock from a client that is fenced, known by its addresses, if it has it.
+
+    Raises NotFound.
+    """
+    with cluster.image(path) as image:
+        if _lock_owner(image) in addresses:
+            for one in image.lock_get_owners():
+                image.lock_break(rbd.RBD_LOCK_MODE_EXCLUSIVE, one["owner"])
 
 
 # Snapshots

@@ -16,6 +16,7 @@ import typer
 from storvirt.cli import (
     backup,
     deadline,
+    golden,
     group,
     heat,
     image,
@@ -60,6 +61,7 @@ app.add_typer(namespace.app, name="namespace")
 app.add_typer(image.app, name="image")
 app.add_typer(snapshot.app, name="snapshot")
 app.add_typer(backup.app, name="backup")
+app.add_typer(golden.app, name="golden")
 app.add_typer(group.app, name="group")
 app.add_typer(trash.app, name="trash")
 app.add_typer(tier.app, name="tier")

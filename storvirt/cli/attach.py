@@ -11,6 +11,7 @@ import typer
 
 from storvirt import hypervisor
 from storvirt.cli.common import TenantOption, fabric_and_ceph, say
+from storvirt.cli.golden_attach import print_attachment
 from storvirt.hypervisor import Connection
 from storvirt.model import image_name
 from storvirt.reading import client_location
@@ -46,15 +47,21 @@ def attach(
         Path | None,
         typer.Option(help="What an encrypted image opens with.", show_default=False),
     ] = None,
+    direct: Annotated[
+        bool, typer.Option("--direct", help="Pass by the host's cache of golden images.")
+    ] = False,
     output: Output = Format.TABLE,
 ) -> None:
     """Print what a hypervisor needs, the tenant's key included."""
-    from storvirt.service import attaching
+    from storvirt.service import attaching, golden_serving
 
     wanted = image_name(name)
     if host is not None and write_dir is None:
         raise InvalidRequest("--host is told the client in a file. Say where: --write-dir.")
     with fabric_and_ceph(context) as (fabric, cluster):
+        if not direct and (cached := golden_serving.attach(fabric, tenant, wanted)):
+            print_attachment(cached, libvirt=as_ is Hypervisor.LIBVIRT, output=output)
+            return
         connection = attaching.attach(
             fabric, cluster, tenant, wanted, passphrase_file=passphrase_file
         )

@@ -2,6 +2,7 @@
 
 import time
 from contextlib import nullcontext
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,7 @@ from storvirt.cli.export import export
 from storvirt.cli.progress import no_progress, progress_bar
 from storvirt.cli.reading import read_policy
 from storvirt.features import layout
+from storvirt.golden import CLONE_OBJECT_BYTES
 from storvirt.model import (
     Image,
     State,
@@ -35,6 +37,13 @@ from tenancy.names import format_size, parse_size, validate_name
 
 if TYPE_CHECKING:
     from storvirt.service.images import ImageReport
+
+
+class CloneTier(StrEnum):
+    """How hosts read a clone."""
+
+    GOLDEN = "golden"
+
 
 app = typer.Typer(help="Tenants' disks.", no_args_is_help=True)
 app.command("attach")(attach)
@@ -155,7 +164,10 @@ def import_(
 def clone(
     context: typer.Context,
     parent: Annotated[
-        str, typer.Argument(help="[TENANT/]IMAGE@SNAPSHOT, protected; of another if shared.")
+        str,
+        typer.Argument(
+            help="[TENANT/]IMAGE@SNAPSHOT, protected; of another if shared. With --tier a name."
+        ),
     ],
     name: str,
     tenant: TenantOption,
@@ -170,13 +182,19 @@ def clone(
     flatten_deep: Annotated[
         bool, typer.Option("--flatten-deep", help="Copy whole what would be deeper.")
     ] = False,
+    tier: Annotated[
+        CloneTier | None,
+        typer.Option(help="PARENT is a golden image, in hosts' caches.", show_default=False),
+    ] = None,
     output: Output = Format.TABLE,
 ) -> None:
     """Make an image from a snapshot, or many. They share its blocks until they write their own."""
-    from storvirt.service import images
+    from storvirt.service import golden_catalog, images
 
     owner, slash, ref = parent.rpartition("/")
-    origin, wanted, where = parse_snapshot_ref(ref), image_name(name), pool and pool_name(pool)
+    wanted, where = image_name(name), pool and pool_name(pool)
+    golden = image_name(ref) if tier else None
+    origin = None if golden else parse_snapshot_ref(ref)
     if slash:
         validate_name("tenant", owner)
     depth = session(context).settings.ceph.clone_depth if max_depth is None else max_depth
@@ -190,12 +208,13 @@ def clone(
             fabric,
             cluster,
             tenant,
-            origin,
+            origin or golden_catalog.snapshot_of(fabric, owner or tenant, image_name(ref)),
             names,
             pool=where or None,
             owner=owner or None,
             max_depth=depth,
             flatten_deep=flatten_deep,
+            object_bytes=CLONE_OBJECT_BYTES if golden else None,
             progress=progress,
         )
         if count is None:

@@ -68,6 +68,7 @@ def clone(
     owner: str | None = None,
     max_depth: int = flattening.DEPTH,
     flatten_deep: bool = False,
+    object_bytes: int | None = None,
     progress: Progress = no_progress,
 ) -> Outcome:
     """Images that share their blocks with a protected snapshot until they write them.
@@ -90,7 +91,7 @@ def clone(
     data_pool = catalog.data_pool(fabric, where) if where else None
 
     def make(path: ImagePath) -> None:
-        images.clone(cluster, source, parent.snapshot, path, data_pool)
+        images.clone(cluster, source, parent.snapshot, path, data_pool, object_bytes=object_bytes)
 
     admitted = admission.admit_all(
         fabric, tenant, names, origin.record.size_bytes, pool=where, parent=origin

@@ -6,7 +6,7 @@ from uuid import UUID, uuid4
 from storvirt.backends import images
 from storvirt.backends.cluster import Cluster
 from storvirt.model import ImageName, Snapshot, SnapshotName, SnapshotRef, State
-from storvirt.service import catalog, parallel
+from storvirt.service import catalog, golden_catalog, parallel
 from storvirt.service.catalog import ImageEntry, SnapshotEntry
 from storvirt.service.parallel import (
     SNAPSHOT_THREADS,
@@ -118,6 +118,7 @@ def unprotect(fabric: Fabric, cluster: Cluster, tenant: str, ref: SnapshotRef) -
     entry = ready(fabric, tenant, ref)
 
     def build(transaction: Transaction) -> None:
+        golden_catalog.refuse_golden(fabric, entry.row, str(ref), tenant)
         _refuse_cloned(entry, fabric.select("Image", parent=entry.row.id))
         transaction.require_none("Image", parent=entry.row.id)
         transaction.update(entry.row, {"protected": False})

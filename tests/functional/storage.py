@@ -66,18 +66,25 @@ class Svctl:
                 self("group", "delete-snapshot", ref, "--tenant", tenant, "--yes")
             self("group", "delete", group["name"], "--tenant", tenant, "--yes")
         images = self("image", "list", "--tenant", tenant)
-        for image in sorted(images, key=lambda image: image["parent"] is None):
-            name = image["name"]
-            for snapshot in self("snapshot", "list", name, "--tenant", tenant):
-                ref = snapshot["snapshot"]
-                if snapshot["protected"]:
-                    self("snapshot", "unprotect", ref, "--tenant", tenant)
-                verb = ("backup", "release") if snapshot["held_by"] else ("snapshot", "delete")
-                self(*verb, ref, "--tenant", tenant, "--yes")
-            self("image", "delete", name, "--tenant", tenant, "--yes")
+        clones = [image["name"] for image in images if image["parent"]]
+        for name in clones:
+            self._remove_image(tenant, name)
+        for golden in self("golden", "list", "--tenant", tenant):
+            self("golden", "delete", golden["name"], "--tenant", tenant, "--yes")
+        for name in self.images(tenant):
+            self._remove_image(tenant, name)
         for namespace in self("namespace", "list", "--tenant", tenant):
             self("namespace", "delete", tenant, "--pool", namespace["pool"], "--yes")
         self("tenant", "delete", tenant, "--yes")
+
+    def _remove_image(self, tenant: str, name: str) -> None:
+        for snapshot in self("snapshot", "list", name, "--tenant", tenant):
+            ref = snapshot["snapshot"]
+            if snapshot["protected"]:
+                self("snapshot", "unprotect", ref, "--tenant", tenant)
+            verb = ("backup", "release") if snapshot["held_by"] else ("snapshot", "delete")
+            self(*verb, ref, "--tenant", tenant, "--yes")
+        self("image", "delete", name, "--tenant", tenant, "--yes")
 
 
 def until(condition: Callable[[], object], timeout_s: float = 20) -> None:
