@@ -120,14 +120,12 @@ def test_svctl_killed_anywhere_and_run_again_ends_the_same(
 @pytest.mark.parametrize(
     "point",
     [
-        ("after", "storvirt.service.admission.admit_all"),
         ("after", "storvirt.backends.images.create"),
         ("after", "storvirt.service.admission.note_ids"),
         # The new name stands for the image, and is not listed.
         ("before", "storvirt.backends.naming._list_as"),
         # The old name stands for it still, and is listed no longer.
         ("after", "storvirt.backends.naming._list_as"),
-        ("after", "storvirt.service.admission.publish"),
     ],
 )
 def test_an_image_whose_making_was_cut_off_is_finished_or_given_up_whole(
