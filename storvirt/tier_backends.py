@@ -56,7 +56,7 @@ TRAITS = {
         before="nothing: the image moves to a pool of faster devices while it is in use",
         acknowledged_bytes="in the pool that the image is in",
         cost_of_loss="there is no cache to lose",
-        begin="svctl migrate IMAGE --to POOL",
+        begin="svctl migrate IMAGE --to-pool POOL",
     ),
 }
 

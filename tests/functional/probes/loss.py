@@ -409,10 +409,15 @@ class History:
 
     def _under_writes(self, words: list[str], kill: dict[str, float]) -> tuple[int, str]:
         self.svctl.begin(words, kill)
+        began = time.monotonic()
         while self.svctl.runs():
             self.write()
-            # A disk that is opened again and again would never let the cache be emptied.
-            time.sleep(self.rng.uniform(0.05, 0.6))
+            # A cache whose disks are opened again and again is never found empty, so the pauses
+            # grow until the command finds one that is long enough, however slow the machine.
+            patience = 0.3 + (time.monotonic() - began) / 4
+            give_up = time.monotonic() + self.rng.uniform(0.1, 1) * patience
+            while self.svctl.runs() and time.monotonic() < give_up:
+                time.sleep(0.05)
         return self.svctl.end()
 
     def _fault(self, sentence: str) -> None:
