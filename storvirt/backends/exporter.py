@@ -55,6 +55,9 @@ def locked(target: Path) -> Iterator[None]:
     with _opened(path) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # One that ended just now has taken the file away, and a third may hold a new one.
+            if os.fstat(file.fileno()).st_ino != path.stat().st_ino:
+                raise BlockingIOError
         except OSError as error:
             raise Refused(
                 f"another export to {target} is running. Wait for it, or choose another file."

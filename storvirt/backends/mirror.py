@@ -36,17 +36,18 @@ class Job:
     error: str = ""
 
 
-def node_of(qmp: Qmp, path: ImagePath) -> str | None:
-    """The block node through which QEMU has an image open."""
+def node_of(qmp: Qmp, *paths: ImagePath) -> str | None:
+    """The block node through which QEMU has an image open, by any of the names it had."""
+    wanted = {(path.pool, path.namespace, path.name) for path in paths}
     for node in qmp("query-named-block-nodes", flat=True):
-        if node["drv"] == "rbd" and _opened(node) == (path.pool, path.namespace, path.name):
+        if node["drv"] == "rbd" and _opened(node) in wanted:
             return str(node["node-name"])
     return None
 
 
-def source_node(qmp: Qmp, path: ImagePath) -> str:
+def source_node(qmp: Qmp, path: ImagePath, *older: ImagePath) -> str:
     """`node_of`, or NotFound."""
-    found = node_of(qmp, path)
+    found = node_of(qmp, path, *older)
     if found is None:
         raise NotFound(
             f"this QEMU does not have image {path} open. Name the QMP socket of the guest that has."

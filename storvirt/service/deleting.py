@@ -111,7 +111,7 @@ def _mark_deleting(
                 failures.append(Failure(item=entry, error=Refused(reason.format(tenant=tenant))))
             elif entry.record.state is not State.CREATING:
                 transaction.require_none("Snapshot", image=entry.row.id)
-                transaction.guard(entry.row, "group")
+                transaction.guard(entry.row, "group", "moving")
                 transaction.update(entry.row, {"state": State.DELETING, **columns})
         return failures
 
@@ -147,6 +147,11 @@ def _unfit(entry: ImageEntry, whole: bool) -> str | None:
         return (
             f"image {name} is being renamed. Finish that first: svctl image rename "
             f"{entry.row['old_name']} {name} --tenant {{tenant}}."
+        )
+    if entry.row["moving"] is not None:
+        return (
+            f"image {name} is being moved to another pool. Finish that first: run the same `svctl "
+            f"migrate {name}` again, or undo it: svctl migrate {name} --abort --tenant {{tenant}}."
         )
     if state is State.TRASHED:
         return f"image {name} is being restored. Finish that first: svctl trash restore."

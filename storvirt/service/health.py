@@ -30,7 +30,11 @@ def check(fabric: Fabric, cluster: Cluster) -> dict[str, Any]:
         except NotFound:
             found = set()
         where = f"{space.pool}/{space.tenant}"
-        unfinished = {f".virtkit-{e.row.id}" for e in entries if e.record.state is State.CREATING}
+        unfinished = {
+            f".virtkit-{e.row.id}"
+            for e in entries
+            if e.record.state is State.CREATING or e.row["moving"]
+        }
         unfinished |= {e.row["old_name"] for e in entries if e.record.state is State.RENAMING}
         unknown += [f"{where}/{name}" for name in sorted(found - known - unfinished)]
         missing += [str(i.path) for i in here if i.state is State.READY and i.name not in found]
@@ -44,6 +48,7 @@ def check(fabric: Fabric, cluster: Cluster) -> dict[str, Any]:
             *(f"pool {pool.name}" for pool in pools if pool.state is not State.READY),
             *(f"namespace {s.pool}/{s.tenant}" for s in spaces if s.state is not State.READY),
             *(f"image {i.path}" for i in promised if i.state is not State.READY),
+            *(f"move of image {e.record.path}" for e in entries if e.row["moving"]),
             *(f"rollback of {e.record.path}" for e in entries if e.row["rollback"] is not None),
             *(f"group {row['name']}" for row in groups if row["state"] != State.READY),
             *(f"group snapshot {row['name']}" for row in moments if row["state"] != State.READY),

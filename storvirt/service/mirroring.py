@@ -45,7 +45,7 @@ def refuse_impossible(fabric: Fabric, entry: ImageEntry, socket: Path) -> None:
             "guest and move it without --qmp."
         )
     with Qmp.connect(socket) as qmp:
-        mirror.source_node(qmp, entry.record.path)
+        mirror.source_node(qmp, *_names(entry, entry.record.path))
 
 
 def carry_on(
@@ -64,7 +64,12 @@ def carry_on(
             with Qmp.connect(socket) as qmp:
                 entry = _under_guest(fabric, cluster, entry, qmp, progress, say)
     if phase_of(entry) is Phase.CLEAN:
-        _clean(fabric, cluster, entry)
+        old = _old(fabric, entry)
+        if socket is not None:
+            with Qmp.connect(socket) as qmp:
+                _let_go(qmp, entry, old)
+        images.remove(cluster, old)
+        settle(fabric, entry)
 
 
 def abort(fabric: Fabric, cluster: Cluster, entry: ImageEntry, socket: Path | None) -> None:
@@ -73,11 +78,13 @@ def abort(fabric: Fabric, cluster: Cluster, entry: ImageEntry, socket: Path | No
     if socket is not None:
         with Qmp.connect(socket) as qmp:
             job = mirror.look(qmp, _job(entry))
-            if job.state is JobState.DONE:
+            if job.state is JobState.DONE and phase_of(entry) is Phase.SWITCH:
                 raise Refused(
                     f"the guest of image {entry.record.name} uses the new pool already. Run the "
                     "same command without --abort; to go back, move it back."
                 )
+            # From here on, a job that has ended has not led the guest over.
+            entry = step(fabric, entry, Phase.MIRROR)
             _stop(qmp, entry, target)
     elif phase_of(entry) is Phase.SWITCH and not _are_equal(cluster, entry, target):
         raise Refused(
@@ -98,7 +105,16 @@ def _under_guest(
 ) -> ImageEntry:
     target, job = _target(fabric, entry), _job(entry)
     found = mirror.look(qmp, job)
-    if found.state in (JobState.NONE, JobState.FAILED):
+    switching = phase_of(entry) is Phase.SWITCH
+    if found.state in (JobState.NONE, JobState.FAILED) or (
+        found.state is JobState.DONE and not switching
+    ):
+        # A switch is recorded before it is asked for, so none has happened; unless this is
+        # another QEMU than the one that was asked.
+        if switching and found.state is JobState.NONE and not _are_equal(cluster, entry, target):
+            raise _undecided(entry, target)
+        if switching:
+            entry = step(fabric, entry, Phase.MIRROR)
         _begin(cluster, entry, qmp, target)
     elif found.state is not JobState.DONE:
         say("the guest's QEMU is copying already: going on with that")
@@ -109,18 +125,13 @@ def _under_guest(
         mirror.complete(qmp, job)
         _wait(qmp, job, (JobState.DONE,), lambda _done, _total: None, SWITCH_TIMEOUT_S)
     say(f"the guest uses pool {target.pool}")
-    source = mirror.node_of(qmp, entry.record.path)
-    entry = _arrive(fabric, cluster, entry, target)
-    if source is not None:
-        mirror.close(qmp, source)
-    mirror.dismiss(qmp, job)
-    return entry
+    return _arrive(fabric, cluster, entry, target)
 
 
 def _begin(cluster: Cluster, entry: ImageEntry, qmp: Qmp, target: ImagePath) -> None:
     """A blank target, open in the guest's QEMU, and a job that fills it."""
     _stop(qmp, entry, target)
-    source = mirror.source_node(qmp, entry.record.path)
+    source = mirror.source_node(qmp, *_names(entry, entry.record.path))
     images.remove(cluster, target)
     images.create(cluster, target, images.describe(cluster, entry.record.path).size_bytes)
     node = mirror.other_name(source)
@@ -156,18 +167,22 @@ def _without_guest(fabric: Fabric, cluster: Cluster, entry: ImageEntry) -> Image
             )
     if phase_of(entry) is Phase.SWITCH:
         if not _are_equal(cluster, entry, target):
-            raise Refused(
-                f"the guest of image {entry.record.name} ended while it was led over, and the two "
-                f"copies differ. {target} holds what it wrote last unless its QEMU reported an "
-                f"error; look at both, then rename the right one to {entry.record.path} with "
-                "`rbd` and use --abort."
-            )
+            raise _undecided(entry, target)
         return _arrive(fabric, cluster, entry, target)
     images.remove(cluster, target)
     settle(fabric, entry)
     raise Refused(
         f"the guest of image {entry.record.name} ended before all was copied; nothing is lost and "
         "the copy is removed. Move it without --qmp, now that it is closed."
+    )
+
+
+def _undecided(entry: ImageEntry, target: ImagePath) -> Refused:
+    return Refused(
+        f"the guest of image {entry.record.name} ended while it was led over, and the two copies "
+        f"differ. {target} holds what it wrote last, unless its QEMU reported an error or it was "
+        f"started on {entry.record.path} again. Compare them, let {entry.record.path} hold the "
+        "right one (`rbd export`, `rbd import`), and use --abort once they are equal."
     )
 
 
@@ -188,12 +203,19 @@ def _arrive(fabric: Fabric, cluster: Cluster, entry: ImageEntry, target: ImagePa
     )
 
 
-def _clean(fabric: Fabric, cluster: Cluster, entry: ImageEntry) -> None:
-    """Remove the old image."""
+def _old(fabric: Fabric, entry: ImageEntry) -> ImagePath:
+    """Where the image was."""
     space = peer(fabric, entry)
-    old = ImagePath(pool=space.record.pool, namespace=space.record.tenant, name=entry.record.name)
-    images.remove(cluster, old)
-    settle(fabric, entry)
+    return ImagePath(pool=space.record.pool, namespace=space.record.tenant, name=entry.record.name)
+
+
+def _let_go(qmp: Qmp, entry: ImageEntry, old: ImagePath) -> None:
+    """Let QEMU forget the job, and close the image that its guest does not use any more."""
+    if mirror.look(qmp, _job(entry)).state is JobState.DONE:
+        mirror.dismiss(qmp, _job(entry))
+    node = mirror.node_of(qmp, *_names(entry, old))
+    if node is not None:
+        mirror.close(qmp, node)
 
 
 def _wait(
@@ -233,6 +255,11 @@ def _target(fabric: Fabric, entry: ImageEntry) -> ImagePath:
         namespace=space.record.tenant,
         name=f".virtkit-{entry.row.id}",
     )
+
+
+def _names(entry: ImageEntry, path: ImagePath) -> tuple[ImagePath, ImagePath]:
+    """What QEMU may know the image as: it keeps the name under which it opened it."""
+    return path, path.named(f".virtkit-{entry.row.id}")
 
 
 def _job(entry: ImageEntry) -> str:

@@ -116,4 +116,5 @@ _SILENT = {
 
 
 def _json(arguments: tuple[str, ...]) -> tuple[str, ...]:
-    return () if _SILENT & set(arguments[1:2]) else ("-o", "json")
+    shown = arguments[:2] == ("backup", "restore")
+    return () if _SILENT & set(arguments[1:2]) and not shown else ("-o", "json")

@@ -62,3 +62,11 @@ def test_caps_name_the_tenants_namespaces_and_no_blocklisting() -> None:
         "allow class rbd metadata_list object_prefix rbd_info",
     }
     assert caps.user(TenantName("red")) == "virtkit.red"
+
+
+def test_an_encrypted_images_passphrase_is_a_file_for_qemu() -> None:
+    arguments = hypervisor.qemu_arguments(connection(passphrase_file="/run/pass"), "/run/key")
+
+    passphrase, blockdev = json.loads(arguments[3]), json.loads(arguments[5])
+    assert blockdev["encrypt"] == {"format": "luks2", "key-secret": passphrase["id"]}
+    assert (passphrase["file"], passphrase["format"]) == ("/run/pass", "raw")
