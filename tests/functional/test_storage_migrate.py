@@ -99,11 +99,9 @@ cli.main()
 @pytest.mark.parametrize(
     ("at", "undo"),
     [
-        ("migration:prepare:before", True),
         ("migration:prepare:after", False),
         ("migration:prepare:after", True),
         ("migrating:step:after", True),
-        ("migration:execute:before", False),
         ("migration:execute:after", True),
         ("migration:commit:after", True),
     ],
