@@ -50,7 +50,7 @@ def _forget(svctl: Svctl, tenant: str) -> None:
                 svctl.run("snapshot", "unprotect", snapshot["snapshot"], *owner)
                 svctl.run("snapshot", "delete", snapshot["snapshot"], *owner, "--yes")
             svctl.run("image", "delete", image["name"], *owner, "--yes")
-    svctl("namespace", "delete", tenant, "--pool", BASE, "--yes")
+    svctl.run("namespace", "delete", tenant, "--pool", BASE, "--yes")
     for pool in (BASE, CACHE):
         if any(one["name"] == pool for one in svctl("pool", "list")):
             svctl("pool", "delete", pool, "--yes")
