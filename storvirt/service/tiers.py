@@ -281,7 +281,8 @@ def _settings(cluster: Cluster, tier: Tier, mode: Mode, changes: Mapping[str, ob
         raise Refused(f"pool {cache} can hold nothing: no OSD is in it. See `ceph osd df`.")
     present = tiers.settings(cluster, cache)
     if tier.related and present.size:
-        before = present
+        # A run that was interrupted may have set some of them only.
+        before = present if tier.overlay else Settings(size=present.size)
         # What is free has changed since an interrupted run chose.
         capacity = max(capacity, present.size if "size" not in changes else 0)
     else:
