@@ -15,6 +15,7 @@ through virtkit, which has quotas for them, not with stock tools.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from storvirt.model import PoolName, TenantName
 
@@ -41,7 +42,18 @@ def user(tenant: TenantName) -> str:
     return entity(tenant).removeprefix("client.")
 
 
-def for_tenant(tenant: TenantName, pools: Iterable[PoolName]) -> dict[str, str]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharedImage:
+    """Another tenant's image that may be read, as the parent of clones: where, and its objects."""
+
+    namespace: TenantName
+    id: str
+    data_prefix: str
+
+
+def for_tenant(
+    tenant: TenantName, pools: Iterable[PoolName], shared: Iterable[SharedImage] = ()
+) -> dict[str, str]:
     """The caps, by service, of a tenant that has a namespace in each of `pools`.
 
     Reading the monitor map and the OSD map is what any RBD client must do. Opening an image also
@@ -52,7 +64,39 @@ def for_tenant(tenant: TenantName, pools: Iterable[PoolName]) -> dict[str, str]:
         for pool in pools
         for rights, tag in (("rwx", TAG), ("r class-read", READ_ONLY_TAG))
     ]
+    parents = sorted(set(shared), key=lambda image: (image.namespace, image.id))
     return {
         "mon": "allow service mon r, allow service osd r",
-        "osd": ", ".join([*sorted(grants), "allow class rbd metadata_list object_prefix rbd_info"]),
+        "osd": ", ".join(
+            [
+                *sorted(grants),
+                "allow class rbd metadata_list object_prefix rbd_info",
+                *_directories(parents),
+                *(grant for image in parents for grant in _reading(image)),
+            ]
+        ),
     }
+
+
+def _directories(images: Iterable[SharedImage]) -> list[str]:
+    # librbd asks for the name of an image that it opens by id. Nothing else of the directory is
+    # to be had: a list of all names would be another method.
+    return [
+        f"allow class rbd dir_get_name namespace={namespace} object_prefix rbd_directory"
+        for namespace in sorted({image.namespace for image in images})
+    ]
+
+
+def _reading(image: SharedImage) -> list[str]:
+    """What opening a clone needs of its parent, and no more.
+
+    Not `r` on the header: that would let the tenant send notifications to whoever has the image
+    open, and librbd resizes an image, or drops its snapshots, when a notification asks it to.
+    A prefix can't be joined with a tag. It needs no pool: ids are not used twice in a cluster.
+    """
+    within = f"namespace={image.namespace} object_prefix"
+    return [
+        f"allow r {within} {image.data_prefix}.",
+        f"allow class-read {within} rbd_header.{image.id}",
+        f"allow class-read {within} rbd_object_map.{image.id}.",
+    ]

@@ -207,7 +207,7 @@ def _create(
     output: Output = Format.TABLE,
 ) -> None:
     """Create a tenant."""
-    limits, labels = _parse_quota(quota), parse_pairs("label", label)
+    limits, labels = parse_quota(quota), parse_pairs("label", label)
     with session(context).fabric() as fabric:
         _show(service.create(fabric, name, quota=limits, labels=labels), output)
 
@@ -236,7 +236,7 @@ def _set(
     output: Output = Format.TABLE,
 ) -> None:
     """Change a tenant's quota, or replace its labels."""
-    limits, labels = _parse_quota(quota), parse_pairs("label", label)
+    limits, labels = parse_quota(quota), parse_pairs("label", label)
     if not limits and label is None:
         raise InvalidRequest(f"tenant {name}: nothing to set. Give --quota or --label.")
     with session(context).fabric() as fabric:
@@ -255,7 +255,8 @@ def _delete(context: typer.Context, name: str, yes: Yes = False) -> None:
         service.delete(fabric, name)
 
 
-def _parse_quota(pairs: Sequence[str] | None) -> dict[Resource, int]:
+def parse_quota(pairs: Sequence[str] | None) -> dict[Resource, int]:
+    """What `--quota` options say. Raises InvalidRequest."""
     limits = {}
     for key, text in parse_pairs("quota", pairs).items():
         try:

@@ -6,7 +6,7 @@ import typer
 
 from storvirt.cli.common import MaybeTenant, fabric_and_ceph
 from storvirt.model import Namespace, pool_name
-from tenancy.cli import Format, Output, Yes, confirm, session, show
+from tenancy.cli import Format, Output, QuotaOption, Yes, confirm, parse_quota, session, show
 
 app = typer.Typer(
     help="A tenant's place in a pool: RBD namespace and cephx key.", no_args_is_help=True
@@ -16,13 +16,19 @@ Pool = Annotated[str, typer.Option("--pool", help="The pool.", show_default=Fals
 
 
 @app.command("create")
-def create(context: typer.Context, tenant: str, pool: Pool, output: Output = Format.TABLE) -> None:
-    """Give a tenant a namespace in a pool, and its key the right to it."""
+def create(
+    context: typer.Context,
+    tenant: str,
+    pool: Pool,
+    quota: QuotaOption = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """Give a tenant a namespace in a pool, its key the right to it, and its quota."""
     from storvirt.service import namespaces
 
-    wanted = pool_name(pool)
+    wanted, limits = pool_name(pool), parse_quota(quota)
     with fabric_and_ceph(context) as (fabric, cluster):
-        show(_record(namespaces.create(fabric, cluster, tenant, wanted)), output)
+        show(_record(namespaces.create(fabric, cluster, tenant, wanted, quota=limits)), output)
 
 
 @app.command("list")

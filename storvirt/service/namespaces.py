@@ -1,8 +1,11 @@
 """A tenant's place in Ceph: an RBD namespace in a pool, and the key that reaches it alone."""
 
+from collections.abc import Mapping
+
 from storvirt import caps
-from storvirt.backends import keys, namespaces, pools
+from storvirt.backends import images, keys, namespaces, pools
 from storvirt.backends.cluster import Cluster
+from storvirt.caps import SharedImage
 from storvirt.model import Namespace, PoolName, State, TenantName
 from storvirt.service import catalog
 from storvirt.service.catalog import NamespaceEntry
@@ -11,11 +14,22 @@ from tenancy.backends.codec import Row
 from tenancy.backends.fabric import Fabric
 from tenancy.backends.transaction import Transaction, UniqueViolation
 from tenancy.errors import AlreadyExists, NotFound, Refused
+from tenancy.model import Resource
 
 
-def create(fabric: Fabric, cluster: Cluster, tenant: str, pool: PoolName) -> Namespace:
-    """The tenant's namespace in `pool`, with its key's caps extended to it."""
+def create(
+    fabric: Fabric,
+    cluster: Cluster,
+    tenant: str,
+    pool: PoolName,
+    *,
+    quota: Mapping[Resource, int] | None = None,
+) -> Namespace:
+    """The tenant's namespace in `pool`, with its key's caps extended to it, and its quota set."""
     entry = _find(fabric, tenant, pool)
+    if quota and (entry is None or entry.record.state is State.CREATING):
+        # First, so that there is no moment in which more is admitted.
+        tenants.set_quota(fabric, tenant, quota)
     if entry is None:
         _refuse_foreign(cluster, tenant, pool)
         _record(fabric, tenant, pool)
@@ -26,7 +40,7 @@ def create(fabric: Fabric, cluster: Cluster, tenant: str, pool: PoolName) -> Nam
         )
     pools.initialise(cluster, pool)
     namespaces.create(cluster, pool, entry.record.tenant)
-    _set_caps(fabric, cluster, entry.record.tenant, and_in=pool)
+    set_caps(fabric, cluster, entry.record.tenant, and_in=pool)
     transaction = fabric.transaction()
     transaction.guard(entry.row, "state")
     transaction.update(entry.row, {"state": State.READY})
@@ -41,7 +55,7 @@ def repair(fabric: Fabric, cluster: Cluster, tenant: str, pool: PoolName) -> Nam
         pools.tag(cluster, pool)
         pools.initialise(cluster, pool)
         namespaces.create(cluster, pool, entry.record.tenant)
-    _set_caps(fabric, cluster, entry.record.tenant)
+    set_caps(fabric, cluster, entry.record.tenant)
     return entry.record
 
 
@@ -83,7 +97,7 @@ def delete(fabric: Fabric, cluster: Cluster, tenant: str, pool: PoolName) -> Non
         transaction.update(entry.row, {"state": State.DELETING})
 
     fabric.change(build)
-    _set_caps(fabric, cluster, entry.record.tenant)
+    set_caps(fabric, cluster, entry.record.tenant)
     namespaces.delete(cluster, pool, entry.record.tenant)
     transaction = fabric.transaction()
     transaction.delete(entry.row)
@@ -113,19 +127,38 @@ def _record(fabric: Fabric, tenant: str, pool: PoolName) -> None:
         ) from error
 
 
-def _set_caps(
+def set_caps(
     fabric: Fabric, cluster: Cluster, tenant: TenantName, *, and_in: PoolName | None = None
 ) -> None:
-    """Give the tenant's key what its ready namespaces, and the one in `and_in`, ask for."""
+    """Give the tenant's key what its ready namespaces, the one in `and_in`, and the images that
+    are shared with it ask for."""
     held = {
         entry.record.pool
         for entry in catalog.namespaces(fabric, tenant)
         if entry.record.state is State.READY or entry.record.pool == and_in
     }
     if held:
-        keys.ensure(cluster, caps.entity(tenant), caps.for_tenant(tenant, held))
+        shared = shared_images(fabric, cluster, tenant)
+        keys.ensure(cluster, caps.entity(tenant), caps.for_tenant(tenant, held, shared))
     else:
         keys.delete(cluster, caps.entity(tenant))
+
+
+def shared_images(fabric: Fabric, cluster: Cluster, tenant: TenantName) -> list[SharedImage]:
+    """Other tenants' images that this one may read; what Ceph has lost is left out."""
+    reader = tenants.find(fabric, tenant).id
+    found = []
+    for entry in catalog.images(fabric):
+        if reader not in entry.row["shared_with"]:
+            continue
+        try:
+            facts = images.describe(cluster, entry.record.path)
+        except NotFound:
+            continue
+        found.append(
+            SharedImage(namespace=entry.record.tenant, id=facts.id, data_prefix=facts.data_prefix)
+        )
+    return found
 
 
 def _refuse_foreign(cluster: Cluster, tenant: str, pool: PoolName) -> None:
