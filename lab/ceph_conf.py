@@ -13,11 +13,17 @@ from typing import Self
 _OSD_BYTES = 16 * 2**30
 _MEMORY_TARGET_BYTES = 900 * 2**20
 
+# OSDs ask each other only for what a cache tier needs, as `svctl harden` makes it elsewhere: with
+# "allow *" a tenant can have one copy it what is another's, see storvirt.caps.
 _CAPS = {
     "mon.": {"mon": "allow *"},
     "client.admin": {"mon": "allow *", "mgr": "allow *", "osd": "allow *", "mds": "allow *"},
     "mgr": {"mon": "allow profile mgr", "osd": "allow *", "mds": "allow *"},
-    "osd": {"mon": "allow profile osd", "mgr": "allow profile osd", "osd": "allow *"},
+    "osd": {
+        "mon": "allow profile osd",
+        "mgr": "allow profile osd",
+        "osd": "allow * tag rbd virtkit-tier=yes",
+    },
 }
 
 

@@ -31,6 +31,15 @@ HOLD_NOTE = "virtkit-hold"
 
 ENTITY_PREFIX = "client.virtkit."
 
+# The tag `rbd: virtkit-tier=yes` on the two pools of a cache tier, while there is one.
+TIER_TAG = "virtkit-tier"
+# What one OSD may ask of another as a client. Ceph's own default, `allow *`, breaks all isolation:
+# an OSD that is told to copy an object (CEPH_OSD_OP_COPY_FROM, `rados cp`) fetches the source with
+# its *own* key and does not ask whether the client may read it. So any key that may write
+# somewhere can read everything, in every pool and namespace. Only cache tiers need such copies.
+OSD_WIDE = "allow *"
+OSD_NARROW = f"allow * tag {APPLICATION} {TIER_TAG}=yes"
+
 
 def entity(tenant: TenantName) -> str:
     """The cephx name of a tenant."""

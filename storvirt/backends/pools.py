@@ -170,6 +170,20 @@ def remove_note(cluster: Cluster, name: PoolName, key: str) -> None:
             raise
 
 
+def let_osds_copy(cluster: Cluster, name: PoolName, allowed: bool) -> None:
+    """Let OSDs copy objects out of a pool for others, as its cache tier needs; or not any more."""
+    where = {"pool": name, "app": caps.APPLICATION, "key": caps.TIER_TAG}
+    if allowed:
+        cluster.raw_command("osd pool application enable", pool=name, app=caps.APPLICATION)
+        cluster.raw_command("osd pool application set", **where, value="yes")
+        return
+    try:
+        cluster.raw_command("osd pool application rm", **where)
+    except CommandFailed as error:
+        if error.code != errno.ENOENT:
+            raise
+
+
 def initialise(cluster: Cluster, name: PoolName) -> None:
     """Write the objects that RBD wants in each pool, unless they are there.
 

@@ -169,7 +169,7 @@ def apply(cluster: Cluster, step: Step, tier: Tier, wanted: Settings) -> None:
         Step.SEAL: lambda: pools.seal(cluster, base),
         Step.HOLD: lambda: _begin_hold(cluster, base, cache),
         Step.UNLAY: lambda: cluster.raw_command("osd tier remove-overlay", pool=base),
-        Step.REMOVE: lambda: cluster.raw_command("osd tier remove", pool=base, tierpool=cache),
+        Step.REMOVE: lambda: _remove(cluster, base, cache),
         Step.RELEASE: lambda: _end_hold(cluster, base, tier),
         Step.OPEN: lambda: pools.tag(cluster, base),
     }
@@ -402,7 +402,15 @@ def _pool(cluster: Cluster, name: PoolName) -> dict[str, Any]:
     raise NotFound(f"pool {name} does not exist in Ceph.")
 
 
+def _remove(cluster: Cluster, base: PoolName, cache: PoolName) -> None:
+    cluster.raw_command("osd tier remove", pool=base, tierpool=cache)
+    for pool in (base, cache):
+        pools.let_osds_copy(cluster, pool, False)
+
+
 def _add(cluster: Cluster, base: PoolName, cache: PoolName) -> None:
+    for pool in (base, cache):
+        pools.let_osds_copy(cluster, pool, True)
     # Ceph asks the manager's counts whether the cache is empty, and they lag behind.
     _retried(
         lambda: cluster.raw_command("osd tier add", pool=base, tierpool=cache),

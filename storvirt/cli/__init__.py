@@ -71,6 +71,7 @@ app.command("place")(place.place)
 app.command("pin")(pin.pin)
 app.command("unpin")(pin.unpin)
 app.command("status")(status.status)
+app.command("harden")(harden.harden)
 
 
 def main() -> NoReturn:

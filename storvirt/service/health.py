@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from storvirt.backends import namespaces
+from storvirt.backends import namespaces, osdkeys
 from storvirt.backends.cluster import Cluster
 from storvirt.model import State
 from storvirt.service import catalog
@@ -55,4 +55,5 @@ def check(fabric: Fabric, cluster: Cluster) -> dict[str, Any]:
         ],
         "unknown_in_fabric": unknown,
         "missing_in_ceph": missing,
+        "osds_that_copy_for_anybody": sorted(osdkeys.wide(cluster)),
     }
