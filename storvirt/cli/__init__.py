@@ -18,6 +18,7 @@ from storvirt.cli import (
     deadline,
     golden,
     group,
+    harden,
     heat,
     image,
     migrate,

@@ -18,6 +18,7 @@ from storvirt.cli.export import export
 from storvirt.cli.progress import no_progress, progress_bar
 from storvirt.cli.reading import read_policy
 from storvirt.cli.share import share, unshare
+from storvirt.cli.take import take
 from storvirt.features import layout
 from storvirt.golden import CLONE_OBJECT_BYTES
 from storvirt.model import (
@@ -50,6 +51,7 @@ app = typer.Typer(help="Tenants' disks.", no_args_is_help=True)
 app.command("attach")(attach)
 app.command("share")(share)
 app.command("unshare")(unshare)
+app.command("take")(take)
 app.command("read-policy")(read_policy)
 app.command("export")(export)
 app.command("rename")(changing.rename)
