@@ -63,7 +63,7 @@ def refresh_caps(fabric: Fabric, cluster: Cluster, pool: PoolName) -> None:
     """Give the keys of all tenants in `pool` the caps that this version of virtkit gives."""
     for entry in catalog.namespaces(fabric):
         if entry.record.pool == pool and entry.record.state is State.READY:
-            _set_caps(fabric, cluster, entry.record.tenant)
+            set_caps(fabric, cluster, entry.record.tenant)
 
 
 def list_all(fabric: Fabric, tenant: str | None = None) -> list[Namespace]:
