@@ -12,10 +12,63 @@ arguments as a bare QEMU through libvirt's passthrough element (https://libvirt.
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from uuid import UUID
 from xml.sax.saxutils import quoteattr
 
 from storvirt.model import ImagePath
+
+
+class CacheMode(StrEnum):
+    """How QEMU caches a disk, in its and libvirt's words.
+
+    On RBD the host's page cache is never in it. With `none` and
+    `directsync` librbd's own cache is off; with `writeback` and `writethrough` it is on. The guest
+    sees a disk with a volatile cache that it flushes, or, with `writethrough` and `directsync`, one
+    whose writes are safe when they are answered. `unsafe` ignores the guest's flushes: a host that
+    dies takes acknowledged data along.
+    """
+
+    NONE = "none"
+    WRITEBACK = "writeback"
+    WRITETHROUGH = "writethrough"
+    DIRECTSYNC = "directsync"
+    UNSAFE = "unsafe"
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether there is no cache on the host."""
+        return self in (CacheMode.NONE, CacheMode.DIRECTSYNC)
+
+    @property
+    def is_volatile(self) -> bool:
+        """Whether the guest is told to flush."""
+        return self not in (CacheMode.WRITETHROUGH, CacheMode.DIRECTSYNC)
+
+
+class DetectZeroes(StrEnum):
+    """What becomes of zeros that a guest writes: written, or noted as zeros, or given back."""
+
+    OFF = "off"
+    ON = "on"
+    UNMAP = "unmap"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disk:
+    """How a guest has a disk. None leaves the cache to QEMU, which is `writeback`.
+
+    With `discard`, what the guest trims is given back to the pool.
+    """
+
+    cache: CacheMode | None = None
+    discard: bool = True
+    detect_zeroes: DetectZeroes = DetectZeroes.OFF
+    iothread: bool = False
+    read_only: bool = False
+
+
+DEFAULT_DISK = Disk()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +99,7 @@ def key_file_name(connection: Connection) -> str:
     return f"{connection.user}.key"
 
 
-def qemu_blockdev(connection: Connection) -> dict[str, object]:
+def qemu_blockdev(connection: Connection, disk: Disk = DEFAULT_DISK) -> dict[str, object]:
     """The block node, as -blockdev and QMP's blockdev-add take it."""
     conf = {} if connection.conf_file is None else {"conf": connection.conf_file}
     encrypt = {"encrypt": encryption(connection)} if connection.passphrase_file else {}
@@ -61,8 +114,21 @@ def qemu_blockdev(connection: Connection) -> dict[str, object]:
         "user": connection.user,
         "key-secret": f"key-{connection.node}",
         "server": [{"host": host, "port": str(port)} for host, port in connection.monitors],
-        "discard": "unmap",
+        "discard": "unmap" if disk.discard else "ignore",
+        **_options(disk),
     }
+
+
+def _options(disk: Disk) -> dict[str, object]:
+    options: dict[str, object] = {}
+    if disk.cache is not None:
+        unsafe = disk.cache is CacheMode.UNSAFE
+        options["cache"] = {"direct": disk.cache.is_direct, "no-flush": unsafe}
+    if disk.detect_zeroes is not DetectZeroes.OFF:
+        options["detect-zeroes"] = str(disk.detect_zeroes)
+    if disk.read_only:
+        options["read-only"] = True
+    return options
 
 
 def qemu_object(connection: Connection, key_file: str) -> dict[str, str]:
@@ -92,7 +158,11 @@ def qemu_passphrase(connection: Connection) -> dict[str, str]:
 
 
 def qemu_arguments(
-    connection: Connection, key_file: str, *, pci_slot: int | None = None
+    connection: Connection,
+    key_file: str,
+    *,
+    pci_slot: int | None = None,
+    disk: Disk = DEFAULT_DISK,
 ) -> list[str]:
     """Arguments for qemu-system-* that give the guest the image as a virtio disk.
 
@@ -102,25 +172,37 @@ def qemu_arguments(
     passphrase = (
         ["-object", json.dumps(qemu_passphrase(connection))] if connection.passphrase_file else []
     )
+    properties = ""
+    if disk.cache is not None:
+        # Whether the guest flushes is the device's affair, not the block node's.
+        properties += f",write-cache={'on' if disk.cache.is_volatile else 'off'}"
+    thread = []
+    if disk.iothread:
+        name = f"thread-{connection.node}"
+        thread = ["-object", json.dumps({"qom-type": "iothread", "id": name})]
+        properties += f",iothread={name}"
     return [
         "-object",
         json.dumps(qemu_object(connection, key_file)),
         *passphrase,
+        *thread,
         "-blockdev",
-        json.dumps(qemu_blockdev(connection)),
+        json.dumps(qemu_blockdev(connection, disk)),
         "-device",
-        f"virtio-blk-pci,drive={connection.node}{address}",
+        f"virtio-blk-pci,drive={connection.node}{properties}{address}",
     ]
 
 
-def libvirt_commandline(connection: Connection, key_file: str, *, pci_slot: int) -> str:
+def libvirt_commandline(
+    connection: Connection, key_file: str, *, pci_slot: int, disk: Disk = DEFAULT_DISK
+) -> str:
     """An element to be put into a libvirt <domain>; it brings its XML namespace along.
 
     The slot is said, because libvirt gives its own devices the low ones and does not know of this.
     """
     arguments = "".join(
         f"  <qemu:arg value={quoteattr(argument)}/>\n"
-        for argument in qemu_arguments(connection, key_file, pci_slot=pci_slot)
+        for argument in qemu_arguments(connection, key_file, pci_slot=pci_slot, disk=disk)
     )
     return (
         "<qemu:commandline xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>\n"

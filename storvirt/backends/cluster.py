@@ -79,9 +79,6 @@ class Cluster:
                     "rados_osd_op_timeout": str(osd_timeout_s),
                     # Clones need no link that only virtkit's own user could write: see caps.
                     "rbd_default_clone_format": "2",
-                    # librbd fences whom it takes a lock from, and Ceph's hour is too short: a
-                    # guest that was paused for longer would write again (backends.fencing).
-                    "rbd_blocklist_expire_seconds": str(30 * 24 * 3600),
                     # librados tells the terminal about every slow monitor otherwise.
                     "log_to_stderr": "false",
                 },

@@ -12,7 +12,7 @@ import typer
 from storvirt import hypervisor
 from storvirt.cli.common import TenantOption, fabric_and_ceph, say
 from storvirt.cli.golden_attach import print_attachment
-from storvirt.hypervisor import Connection
+from storvirt.hypervisor import CacheMode, Connection, DetectZeroes, Disk
 from storvirt.model import image_name
 from storvirt.reading import client_location
 from tenancy.cli import Format, Output, show
@@ -47,6 +47,15 @@ def attach(
         Path | None,
         typer.Option(help="What an encrypted image opens with.", show_default=False),
     ] = None,
+    cache: Annotated[
+        CacheMode | None, typer.Option(help="See the documentation.", show_default="QEMU's")
+    ] = None,
+    discard: Annotated[bool, typer.Option(help="Give back what the guest trims.")] = True,
+    detect_zeroes: Annotated[
+        DetectZeroes, typer.Option(help="What becomes of zeros that are written.")
+    ] = DetectZeroes.OFF,
+    iothread: Annotated[bool, typer.Option("--iothread", help="A thread for this disk.")] = False,
+    read_only: Annotated[bool, typer.Option("--read-only", help="The guest only reads.")] = False,
     direct: Annotated[
         bool, typer.Option("--direct", help="Pass by the host's cache of golden images.")
     ] = False,
@@ -56,6 +65,13 @@ def attach(
     from storvirt.service import attaching, golden_serving
 
     wanted = image_name(name)
+    disk = Disk(
+        cache=cache,
+        discard=discard,
+        detect_zeroes=detect_zeroes,
+        iothread=iothread,
+        read_only=read_only,
+    )
     if host is not None and write_dir is None:
         raise InvalidRequest("--host is told the client in a file. Say where: --write-dir.")
     with fabric_and_ceph(context) as (fabric, cluster):
@@ -72,14 +88,16 @@ def attach(
     key_file = str(where / hypervisor.key_file_name(connection))
     if output is not Format.TABLE:
         show(
-            _document(connection, as_, key_file, pci_slot) | {"written": write_dir is not None},
+            _document(connection, as_, key_file, pci_slot, disk)
+            | {"written": write_dir is not None},
             output,
         )
         return
     if as_ is Hypervisor.QEMU:
-        print(shlex.join(hypervisor.qemu_arguments(connection, key_file)))
+        print(shlex.join(hypervisor.qemu_arguments(connection, key_file, disk=disk)))
     else:
-        print(hypervisor.libvirt_commandline(connection, key_file, pci_slot=pci_slot), end="")
+        element = hypervisor.libvirt_commandline(connection, key_file, pci_slot=pci_slot, disk=disk)
+        print(element, end="")
     if not write_dir:
         say(f"The key is below; put it in {key_file} with mode 0600, or give --write-dir.")
         print(connection.secret)
@@ -99,7 +117,7 @@ def _write_location(directory: Path, host: str) -> Path:
 
 
 def _document(
-    connection: Connection, as_: Hypervisor, key_file: str, pci_slot: int
+    connection: Connection, as_: Hypervisor, key_file: str, pci_slot: int, disk: Disk
 ) -> dict[str, Any]:
     document: dict[str, Any] = {
         "image": str(connection.path),
@@ -115,13 +133,13 @@ def _document(
     if as_ is Hypervisor.QEMU:
         document["qemu"] = {
             "object": hypervisor.qemu_object(connection, key_file),
-            "blockdev": hypervisor.qemu_blockdev(connection),
-            "arguments": hypervisor.qemu_arguments(connection, key_file),
+            "blockdev": hypervisor.qemu_blockdev(connection, disk),
+            "arguments": hypervisor.qemu_arguments(connection, key_file, disk=disk),
         }
         if connection.passphrase_file:
             document["qemu"]["passphrase"] = hypervisor.qemu_passphrase(connection)
     else:
-        element = hypervisor.libvirt_commandline(connection, key_file, pci_slot=pci_slot)
+        element = hypervisor.libvirt_commandline(connection, key_file, pci_slot=pci_slot, disk=disk)
         document["libvirt"] = {"commandline": element}
     return document
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from storvirt import features
-from storvirt.backends import encryption, images
+from storvirt.backends import encryption, fencing, images
 from storvirt.backends.cluster import Cluster
 from storvirt.backends.images import ImageFacts
 from storvirt.features import Layout
@@ -204,7 +204,11 @@ def unlock(fabric: Fabric, cluster: Cluster, tenant: str, name: ImageName) -> st
             f"image {name} is open on {facts.lock_owner}, which answers. Stop the guest there; "
             "if its host has just died, Ceph notices within 30 s: try again then."
         )
-    return images.break_lock(cluster, entry.record.path)
+    owner = images.break_lock(cluster, entry.record.path)
+    if owner is not None:
+        # librbd has done it for an hour, after which a host that was paused would write again.
+        fencing.fence(cluster, [owner])
+    return owner
 
 
 def _refuse_grouped(fabric: Fabric, entry: ImageEntry) -> None:

@@ -17,5 +17,7 @@ def take(fabric: Fabric, cluster: Cluster, tenant: str, name: ImageName) -> list
     facts = images.describe(cluster, entry.record.path)
     held = {*facts.users, *([facts.lock_owner] if facts.lock_owner else [])}
     fencing.fence(cluster, held)
-    images.break_lock(cluster, entry.record.path)
+    if images.break_lock(cluster, entry.record.path):
+        # librbd has blocklisted the owner once more, and for an hour only.
+        fencing.fence(cluster, held)
     return sorted(held)

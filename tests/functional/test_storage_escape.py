@@ -96,6 +96,7 @@ ANSWERED = {
         "osd stat",
     ),
     *(
+        "osd test-reweight-by-pg",
         "osd test-reweight-by-utilization",
         "osd tree",
         "osd utilization",

@@ -4,8 +4,10 @@ import json
 from uuid import UUID
 from xml.etree import ElementTree
 
+import pytest
+
 from storvirt import caps, hypervisor
-from storvirt.hypervisor import Connection
+from storvirt.hypervisor import CacheMode, Connection, DetectZeroes, Disk
 from storvirt.model import ImagePath, PoolName, TenantName
 
 KEY = "AQDQgAFrPP0jFhAA15h7VKuurca1NncyfTu+gw=="
@@ -36,6 +38,38 @@ def test_qemu_gets_a_block_device_and_the_keys_file_but_never_the_key() -> None:
         {"host": "fd00::2", "port": "3300"},
     ]
     assert KEY not in " ".join(arguments)
+
+
+@pytest.mark.parametrize(
+    ("mode", "direct", "no_flush", "write_cache"),
+    [
+        ("none", True, False, "on"),
+        ("writeback", False, False, "on"),
+        ("writethrough", False, False, "off"),
+        ("directsync", True, False, "off"),
+        ("unsafe", False, True, "on"),
+    ],
+)
+def test_a_cache_mode_is_what_qemu_means_by_it(
+    mode: str, direct: bool, no_flush: bool, write_cache: str
+) -> None:
+    disk = Disk(cache=CacheMode(mode))
+
+    arguments = hypervisor.qemu_arguments(connection(), "/k/red", disk=disk)
+
+    assert json.loads(arguments[3])["cache"] == {"direct": direct, "no-flush": no_flush}
+    assert f",write-cache={write_cache}" in arguments[-1]
+
+
+def test_a_disk_is_read_only_keeps_what_is_trimmed_and_has_a_thread_if_asked() -> None:
+    disk = Disk(discard=False, detect_zeroes=DetectZeroes.UNMAP, iothread=True, read_only=True)
+
+    arguments = hypervisor.qemu_arguments(connection(), "/k/red", disk=disk)
+
+    thread, blockdev = json.loads(arguments[3]), json.loads(arguments[5])
+    assert thread["qom-type"] == "iothread" and f",iothread={thread['id']}" in arguments[-1]
+    assert blockdev["read-only"] is True
+    assert (blockdev["discard"], blockdev["detect-zeroes"]) == ("ignore", "unmap")
 
 
 def test_libvirt_passes_the_same_arguments_on() -> None:
