@@ -24,6 +24,16 @@ BY_NAME = {
     "parent": "disk@kept",
     "size": "8MiB",
     "to": "/tmp/virtkit-verbs-{tenant}",
+    "readers": "{tenant}-4",
+    "policy": "primary",
+    "new_name": "renamed",
+    "names": "disk",
+    "images": "disk",
+    "which": "gone",
+    "directory": "/tmp/virtkit-verbs-backup",
+    "snapshot": "disk@kept",
+    "source": "/usr/bin/env",
+    "target": "{pool}",
     "yes": True,
 }
 
