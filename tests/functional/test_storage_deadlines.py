@@ -109,9 +109,9 @@ def run_all(host: Host) -> list[dict[str, Any]]:
     for one in ended:
         said = one["stderr"].strip()
         assert one["seconds"] <= TIMEOUT_S + GRACE_S, one
-        assert one["code"] in (0, 1), one
+        assert one["code"] in (0, 1, 2), one
         assert "Traceback" not in said, one
-        assert one["code"] == 0 or (said and said.endswith(".")), one
+        assert one["code"] != 1 or said.endswith("."), one
     return ended
 
 

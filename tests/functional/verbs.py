@@ -12,7 +12,7 @@ import typer
 from storvirt import cli
 
 # Commands that serve until they are told to end.
-SERVERS: set[tuple[str, ...]] = set()
+SERVERS = {("golden", "serve")}
 
 # What parameters of these names are given, whichever command takes them.
 BY_NAME = {
@@ -34,6 +34,7 @@ BY_NAME = {
     "snapshot": "disk@kept",
     "source": "/usr/bin/env",
     "target": "{pool}",
+    "keep": "1",
     "yes": True,
 }
 
@@ -45,6 +46,7 @@ SPECIAL: dict[tuple[str, ...], list[str]] = {
     ("tenant", "delete"): ["{tenant}", "--yes"],
     ("pool", "create"): ["{pool}-2", "--replicas", "2", "--pg-num", "1"],
     ("pool", "get"): ["{pool}"],
+    ("pool", "set"): ["{pool}", "--compression", "none"],
     ("pool", "delete"): ["{pool}-gone", "--yes"],
     ("image", "create"): ["new", "--size", "8MiB", "--tenant", "{tenant}"],
     ("image", "import"): [
