@@ -49,7 +49,14 @@ def lift() -> None:
     _lifted.set()
 
 
+def allow(seconds: float) -> None:
+    """Add what the user has asked to be waited for."""
+    global _allowed_s
+    _allowed_s = seconds
+
+
 _lifted = Event()
+_allowed_s = 0.0
 
 
 def sentence(timeout_s: float, waiting_for: str | None) -> str:
@@ -63,7 +70,7 @@ def sentence(timeout_s: float, waiting_for: str | None) -> str:
 
 
 def _watch(timeout_s: float) -> None:
-    while (left := timeout_s - activity.idle_s()) > 0:
+    while (left := timeout_s + _allowed_s - activity.idle_s()) > 0:
         if _lifted.wait(left):
             return
     _end(sentence(timeout_s, activity.current()))

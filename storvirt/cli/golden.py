@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from storvirt.cli import deadline
 from storvirt.cli.common import MaybeTenant, PoolOption, TenantOption, fabric_and_ceph, say
 from storvirt.cli.progress import progress_bar
 from storvirt.model import image_name, pool_name, snapshot_ref
@@ -125,6 +126,7 @@ def serve(
     settings = session(context).settings.golden
     with fabric_and_ceph(context) as (fabric, cluster):
         prepared = golden_serving.prepare(fabric, cluster, tenant)
+    deadline.lift()
     golden_serving.serve(prepared, settings, owner, trace)
 
 

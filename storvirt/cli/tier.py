@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from storvirt.cli import deadline
 from storvirt.cli.common import fabric_and_ceph, say
 from storvirt.model import image_name, image_size, pool_name
 from storvirt.tier_backends import PLUGINS, TRAITS, Backend
@@ -203,6 +204,7 @@ def remove(
         return
     base = pool_name(target)
     confirm(f"Flush and remove the cache before pool {target}?", yes=yes)
+    deadline.allow(wait)
     with fabric_and_ceph(context, talks=True) as (fabric, cluster):
         tiers.remove(fabric, cluster, base, wait_s=wait, say=say)
 
