@@ -5,7 +5,7 @@ from typing import Any
 from storvirt.backends import namespaces, osdkeys
 from storvirt.backends.cluster import Cluster
 from storvirt.model import State
-from storvirt.service import catalog
+from storvirt.service import catalog, golden_catalog
 from tenancy.backends.fabric import Fabric
 from tenancy.errors import NotFound
 
@@ -17,6 +17,7 @@ def check(fabric: Fabric, cluster: Cluster) -> dict[str, Any]:
     they are the ones called unknown.
     """
     entries = catalog.images(fabric)
+    golden = [entry.record for entry in golden_catalog.entries(fabric)]
     promised = [entry.record for entry in entries]
     pools = catalog.pools(fabric)
     spaces = [entry.record for entry in catalog.namespaces(fabric)]
@@ -52,6 +53,7 @@ def check(fabric: Fabric, cluster: Cluster) -> dict[str, Any]:
             *(f"rollback of {e.record.path}" for e in entries if e.row["rollback"] is not None),
             *(f"group {row['name']}" for row in groups if row["state"] != State.READY),
             *(f"group snapshot {row['name']}" for row in moments if row["state"] != State.READY),
+            *(f"golden image {g.tenant}/{g.name}" for g in golden if g.state is not State.READY),
         ],
         "unknown_in_fabric": unknown,
         "missing_in_ceph": missing,
