@@ -255,7 +255,8 @@ def test_a_tenants_key_opens_no_clone_of_another_tenant(
     conf = svctl.host.path("/etc/ceph/ceph.conf").read_text()
     forged = server.host.path("/run/forged.conf")
     forged.write_text(f"{conf}\n[client.virtkit.{blue}]\nkey = {key}\n")
-    server.host.path("/run/forged").mkdir(exist_ok=True)
+    server.host.run(["rm", "-rf", "/run/forged"])
+    server.host.path("/run/forged").mkdir()
     plugin = Path(__file__).parents[2] / "build" / "nbdkit-virtkit-golden-plugin.so"
     forged_server = server.host.popen(
         [
@@ -266,7 +267,10 @@ def test_a_tenants_key_opens_no_clone_of_another_tenant(
         stderr=subprocess.PIPE,
         text=True,
     )
-    until(lambda: server.host.path("/run/forged/socket").exists(), timeout_s=30)
+    until(
+        lambda: server.host.path("/run/forged/socket").exists() or forged_server.poll() is not None
+    )
+    assert forged_server.poll() is None, forged_server.communicate()[1]
     refused = server.host.run(
         ["nbdinfo", "nbd+unix:///vms/private?socket=/run/forged/socket"], check=False
     )
