@@ -133,11 +133,16 @@ def check(settings: Settings, mode: Mode, *, pg_num: int, capacity_bytes: int, c
 
 def as_ceph(settings: Settings) -> dict[str, str]:
     """The settings under Ceph's names, as it takes them."""
-    values = {VARIABLES[name]: f"{value}" for name, value in asdict(settings).items()}
+    values = {VARIABLES[name]: _text(value) for name, value in asdict(settings).items()}
     if settings.hit_set is HitSet.NONE:
         # Refused without hit sets.
         del values["hit_set_fpp"]
     return values
+
+
+def _text(value: object) -> str:
+    # Ceph does not read exponents everywhere.
+    return f"{value:.6f}".rstrip("0") + "0" if isinstance(value, float) else f"{value}"
 
 
 def as_words(settings: Settings) -> dict[str, object]:

@@ -6,7 +6,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from storvirt import caps, tier_settings
@@ -25,10 +25,13 @@ SAMPLE = 1000
 # Placement groups stop or begin to serve within a second.
 PEERING_TIMEOUT_S = 30
 HOLD_S = 5
+# What the agent is given to flush what Ceph's tool gives up, each time.
+AGENT_S = 10
+_LEAST_RATIO = 1e-06
 # No pool of Ceph has more copies.
 _MOST_COPIES = 10
 
-_NOT_THERE = re.compile(r"^failed to (?:flush|evict) (?:([^/\n]*)/)?(\S+): \(2\)", re.MULTILINE)
+_NOT_THERE = re.compile(r"^failed to (?:flush|evict) .*: \(2\)", re.MULTILINE)
 _WATCHER = re.compile(r"^watcher=(\S+)", re.MULTILINE)
 
 
@@ -212,14 +215,35 @@ def drain(cluster: Cluster, cache: PoolName) -> None:
     """Flush and evict all that can be; what clients have open stays. Ceph's tool does it.
 
     The tool takes an object's snapshot copies before the object, and gives the object up when the
-    OSD does not have one of them in the cache (ENOENT), which is usual. Such an object is flushed
-    by itself; the OSD refuses that as long as a copy of it is there and dirty.
+    OSD does not have one of them in the cache (ENOENT), which is usual. Such objects are left to
+    the tiering agent, which goes by what is there: for a moment it is told that nothing may stay.
     """
     # It ends with 1 when some object stayed; the caller looks for itself.
     done = _rados(cluster, "--pool", cache, "cache-flush-evict-all")
-    for namespace, name in sorted(set(_NOT_THERE.findall(done.stderr))):
-        for action in ("cache-flush", "cache-evict"):
-            _rados(cluster, "--pool", cache, "--namespace", namespace, action, name)
+    if _NOT_THERE.search(done.stderr):
+        _let_agent_drain(cluster, cache)
+
+
+def _let_agent_drain(cluster: Cluster, cache: PoolName) -> None:
+    before = settings(cluster, cache)
+    pool = _pool(cluster, cache)
+    hurry = replace(
+        before,
+        objects=pool["pg_num"],
+        dirty_ratio=_LEAST_RATIO,
+        dirty_high_ratio=_LEAST_RATIO,
+        full_ratio=_LEAST_RATIO,
+        flush_age=0,
+        evict_age=0,
+    )
+    _set(cluster, cache, hurry)
+    try:
+        give_up = time.monotonic() + AGENT_S
+        while counted(cluster, pool) and time.monotonic() < give_up:
+            time.sleep(0.5)
+            _rados(cluster, "--pool", cache, "cache-flush-evict-all")
+    finally:
+        _set(cluster, cache, before)
 
 
 def trim_again(cluster: Cluster, cache: PoolName) -> None:

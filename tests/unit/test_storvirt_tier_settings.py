@@ -32,7 +32,7 @@ def test_hit_sets_bring_what_they_need_and_take_it_with_them() -> None:
 
     assert (on.hit_set_count, on.hit_set_period, on.read_recency) == (4, 1200, 2)
     assert off == Settings(size=GIB)
-    assert "hit_set_fpp" not in as_ceph(off) and as_ceph(on)["hit_set_fpp"] == "0.05"
+    assert "hit_set_fpp" not in as_ceph(off) and float(as_ceph(on)["hit_set_fpp"]) == 0.05
 
 
 @pytest.mark.parametrize(
