@@ -53,7 +53,6 @@ def _options(
     timeout_s = deadline.checked(chosen.ceph.timeout_s if timeout is None else timeout)
     ceph = msgspec.structs.replace(chosen.ceph, timeout_s=timeout_s)
     context.obj = Session(msgspec.structs.replace(chosen, ceph=ceph))
-    deadline.watch(timeout_s)
 
 
 app.add_typer(tenant_app(), name="tenant")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from storvirt.cli.deadline import bounded
+from storvirt.cli import deadline
 from tenancy.backends.fabric import Fabric
 from tenancy.cli import session
 
@@ -51,13 +51,15 @@ def fabric_and_ceph(
 
     chosen = session(context)
     ceph = chosen.settings.ceph
+    # Not before: somebody who is asked a question may take his time.
+    deadline.watch(ceph.timeout_s)
     with (
         chosen.fabric() as fabric,
         Cluster.connect(
             ceph.conf,
             ceph.user,
-            timeout_s=bounded(DEFAULT_TIMEOUT_S, ceph.timeout_s),
-            osd_timeout_s=bounded(OSD_TIMEOUT_S, ceph.timeout_s),
+            timeout_s=deadline.bounded(DEFAULT_TIMEOUT_S, ceph.timeout_s),
+            osd_timeout_s=deadline.bounded(OSD_TIMEOUT_S, ceph.timeout_s),
         ) as cluster,
         nullcontext() if talks else _reminders(),
     ):
