@@ -15,6 +15,7 @@ from storvirt.cli.bulk import first_failure, named, show_outcome
 from storvirt.cli.common import MaybeTenant, PoolOption, TenantOption, fabric_and_ceph, say
 from storvirt.cli.encrypting import EncryptOption, PassphraseOption, to_encrypt
 from storvirt.cli.export import export
+from storvirt.cli.mapping import map_, mapped, unmap
 from storvirt.cli.progress import no_progress, progress_bar
 from storvirt.cli.reading import read_policy
 from storvirt.cli.share import share, unshare
@@ -52,6 +53,9 @@ app.command("attach")(attach)
 app.command("share")(share)
 app.command("unshare")(unshare)
 app.command("take")(take)
+app.command("map")(map_)
+app.command("unmap")(unmap)
+app.command("mapped")(mapped)
 app.command("read-policy")(read_policy)
 app.command("export")(export)
 app.command("rename")(changing.rename)

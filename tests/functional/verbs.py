@@ -11,8 +11,8 @@ import typer
 
 from storvirt import cli
 
-# Commands that serve until they are told to end.
-SERVERS = {("golden", "serve")}
+# Commands that serve until they are told to end, or leave somebody behind who does.
+SERVERS = {("golden", "serve"), ("image", "map")}
 
 # What parameters of these names are given, whichever command takes them.
 BY_NAME = {
