@@ -55,7 +55,7 @@ def lacking() -> dict[Method, str]:
     elif not Path("/dev/loop-control").exists():
         found[Method.FUSE] = "the kernel has no loop devices"
     elif shutil.which(DAEMON) is None:
-        found[Method.FUSE] = f"{DAEMON} is not installed (qemu-utils)"
+        found[Method.FUSE] = f"{DAEMON} is not installed (qemu-system-common)"
     return found
 
 
