@@ -217,9 +217,9 @@ def dump_flows(
 
     Raises `BackendUnavailable` within the timeout.
     """
-    await_pass(run_dir)
-    switch = Switch(bridge, run_dir)
     deadline = time.monotonic() + timeout_s
+    await_pass(run_dir, timeout_s / 2)
+    switch = Switch(bridge, run_dir)
     try:
         while True:
             for event in switch.run():

@@ -16,8 +16,6 @@ import ovs.poller
 
 _PID_FILE = "ovs-vswitchd.pid"
 _REQUEST = json.dumps({"id": 0, "method": "revalidator/wait", "params": []}).encode()
-# How long a pass is waited for by somebody who only wants to read counters.
-_PASS_S = 2.0
 
 
 class Revalidation:
@@ -70,7 +68,7 @@ class Revalidation:
             self._socket = None
 
 
-def await_pass(run_dir: Path, timeout_s: float = _PASS_S) -> None:
+def await_pass(run_dir: Path, timeout_s: float) -> None:
     """Wait until the flow tables have counted what the datapath has handled up to now.
 
     The datapath counts by itself, and a pass hands on what it has counted: every half second if
