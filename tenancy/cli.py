@@ -52,9 +52,12 @@ class Session:
     """What the options before the sub-command chose."""
 
     settings: settings.Settings
+    # Told before anything that may have to be waited for, and after all that a user is asked.
+    before_connecting: Callable[[], None] = lambda: None
 
     @contextmanager
     def fabric(self) -> Iterator[Fabric]:
+        self.before_connecting()
         self.use_certificates()
         with Fabric.connect(self.settings.db) as fabric:
             yield fabric

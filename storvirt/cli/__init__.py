@@ -52,7 +52,11 @@ def _options(
     chosen = settings.load(db=db)
     timeout_s = deadline.checked(chosen.ceph.timeout_s if timeout is None else timeout)
     ceph = msgspec.structs.replace(chosen.ceph, timeout_s=timeout_s)
-    context.obj = Session(msgspec.structs.replace(chosen, ceph=ceph))
+    context.obj = Session(
+        msgspec.structs.replace(chosen, ceph=ceph),
+        # Not before: somebody who is asked a question may take his time.
+        before_connecting=lambda: deadline.watch(timeout_s),
+    )
 
 
 app.add_typer(tenant_app(), name="tenant")

@@ -51,8 +51,6 @@ def fabric_and_ceph(
 
     chosen = session(context)
     ceph = chosen.settings.ceph
-    # Not before: somebody who is asked a question may take his time.
-    deadline.watch(ceph.timeout_s)
     with (
         chosen.fabric() as fabric,
         Cluster.connect(

@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from storvirt.cli import deadline
 from storvirt.cli.common import TenantOption, fabric_and_ceph
 from storvirt.mapping import Method
 from storvirt.model import image_name
@@ -49,7 +48,6 @@ def unmap(context: typer.Context, name: str, tenant: TenantOption) -> None:
     from storvirt.service import mapping
 
     wanted = image_name(name)
-    deadline.watch(session(context).settings.ceph.timeout_s)
     with session(context).fabric() as fabric:
         mapping.unmap(fabric, tenant, wanted)
 

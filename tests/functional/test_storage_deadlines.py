@@ -32,7 +32,7 @@ def furnished(svctl: Svctl) -> Iterator[Svctl]:
     for name in (TENANT, f"{TENANT}-4"):
         svctl("tenant", "create", name)
     svctl("namespace", "create", TENANT, "--pool", POOL)
-    for name in ("disk", "gone"):
+    for name in ("disk", "gone", "old"):
         svctl("image", "create", name, *tenant, "--size", "8MiB")
     for name in ("kept", "gone"):
         svctl("snapshot", "create", f"disk@{name}", *tenant)
@@ -149,6 +149,8 @@ def _run(host: Host, commands: list[list[str]]) -> list[dict[str, Any]]:
 
 
 def _clear(svctl: Svctl) -> None:
+    # One that was cut short goes on only under its own name.
+    svctl.run("image", "rename", "old", "renamed", "--tenant", TENANT)
     for name in (TENANT, f"{TENANT}-2", f"{TENANT}-4"):
         svctl.remove_tenant(name)
     known = {pool["name"] for pool in svctl("pool", "list")}

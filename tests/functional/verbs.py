@@ -61,6 +61,16 @@ SPECIAL: dict[tuple[str, ...], list[str]] = {
     ("namespace", "create"): ["{tenant}-4", "--pool", "{pool}"],
     ("namespace", "delete"): ["{tenant}-4", "--pool", "{pool}", "--yes"],
     ("tier", "create"): ["{pool}", "--cache", "{pool}-gone"],
+    ("tier", "set"): ["{pool}", "objects=1000"],
+    ("image", "set"): ["disk", "--iops-limit", "100", "--tenant", "{tenant}"],
+    ("image", "rename"): ["old", "renamed", "--tenant", "{tenant}"],
+    ("image", "export"): [
+        *("disk", "--tenant", "{tenant}"),
+        *("--to", "/tmp/virtkit-verbs.raw", "--force"),
+    ],
+    ("place",): ["disk", "--tenant", "{tenant}"],
+    ("pin",): ["disk", "--tenant", "{tenant}", "--host", "h1", "--dry-run"],
+    ("migrate",): ["disk", "--tenant", "{tenant}", "--abort"],
 }
 
 
