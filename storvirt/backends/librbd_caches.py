@@ -76,6 +76,11 @@ def sweep(
             rbd.RBD().namespace_remove(context, name)
 
 
+def is_scratch(resident: str) -> bool:
+    """Whether what is in a pool (`NAMESPACE/`) is a probe's, and goes with the pool."""
+    return _SCRATCH.fullmatch(resident.removesuffix("/")) is not None
+
+
 def configure(cluster: Cluster, path: ImagePath, settings: dict[str, str]) -> None:
     """Let every client that opens the image from now on use these settings of librbd."""
     with cluster.image(path) as image:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from storvirt import caps, poolplan
-from storvirt.backends import crush, pools
+from storvirt.backends import crush, librbd_caches, pools
 from storvirt.backends.cluster import Cluster, CommandFailed
 from storvirt.backends.pools import PoolFacts
 from storvirt.model import Pool, PoolName, State
@@ -129,7 +129,8 @@ def delete(fabric: Fabric, cluster: Cluster, name: PoolName) -> None:
         if facts.tier_of or facts.cache:
             base = facts.tier_of or name
             raise Refused(f"pool {name} is part of a tier. First: svctl tier remove {base}.")
-        residents = pools.residents(cluster, name)
+        found = pools.residents(cluster, name)
+        residents = [one for one in found if not librbd_caches.is_scratch(one)]
         if residents and not row["adopted"]:
             raise Refused(
                 f"pool {name} still holds {', '.join(residents[:5])}"

@@ -169,3 +169,16 @@ def _clear(svctl: Svctl) -> None:
         svctl.remove_tenant(tenant)
     if any(pool["name"] == "archive" for pool in svctl("pool", "list")):
         svctl("pool", "delete", "archive", "--yes")
+
+
+def test_what_a_killed_probe_has_left_goes_with_its_pool(svctl: Svctl) -> None:
+    svctl("pool", "create", "probed", "--pg-num", "1")
+    svctl.host.run(["rbd", "namespace", "create", "probed/virtkit-probe-1-1"])
+    svctl.host.run(["rbd", "namespace", "create", "probed/theirs"])
+    refused = svctl.refused("pool", "delete", "probed", "--yes")
+    assert "theirs/" in refused.sentence and "virtkit-probe" not in refused.sentence
+    svctl.host.run(["rbd", "namespace", "rm", "probed/theirs"])
+
+    svctl("pool", "delete", "probed", "--yes")
+
+    assert all(pool["name"] != "probed" for pool in svctl("pool", "list"))
