@@ -354,6 +354,12 @@ def test_nothing_is_left_of_a_storm(lab: Lab) -> None:
             assert answer.succeeded(), answer
         assert all(pings(h1, "resident", address) for address in stay["h2"])
         assert all(pings(h2, "resident", address) for address in stay["h1"])
+        # Whatever was undisturbed in the storm: with nothing in the way, who comes is reached.
+        for host, far in ((h1, h2), (h2, h1)):
+            with container(host, "calm") as name:
+                came = call(host, "ADD", name).result()
+                assert all(pings(far, "resident", address) for address in addresses_of(came))
+                assert call(host, "DEL", name).succeeded()
 
     for host in lab.hosts:
         settles_as(lab, host, before[host.name])

@@ -506,7 +506,8 @@ def main(options: dict[str, Any], then: Callable[[History], None]) -> None:
         try:
             then(history)
         except (rados.Error, rbd.Error, rbd.OSError) as error:
-            history.faults.append(f"after {history.log[-3:]}: {error!r}")
+            code = getattr(error, "errno", None)
+            history.faults.append(f"after {history.log[-3:]}: {error!r}, errno {code}")
         finally:
             with contextlib.suppress(rbd.Error, rbd.OSError):
                 history.stop_guests()
