@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import subprocess
+import tempfile
 from pathlib import Path
 
 from lab.guest import CACHE, Guest
@@ -39,9 +40,10 @@ def best_accelerator(guest: Guest, cache: Path = CACHE) -> Accelerator:
         if known["boot_id"] == boot_id:
             return Accelerator(known["accelerator"])
     found = Accelerator.KVM if starts_on(Accelerator.KVM, guest) else Accelerator.TCG
-    unfinished = note.with_suffix(f".{os.getpid()}")
-    unfinished.write_text(json.dumps({"boot_id": boot_id, "accelerator": found}))
-    unfinished.replace(note)
+    # Guests are started by threads of one process too.
+    with tempfile.NamedTemporaryFile("w", prefix="accelerator.", dir=cache, delete=False) as fresh:
+        json.dump({"boot_id": boot_id, "accelerator": found}, fresh)
+    Path(fresh.name).replace(note)
     return found
 
 

@@ -9,6 +9,7 @@ host, and is killed, started again and taken down like any other.
 import hashlib
 import os
 import subprocess
+import tempfile
 from pathlib import Path
 
 from lab.daemon import Daemon
@@ -57,16 +58,19 @@ def build() -> None:
     if program.exists():
         return
     program.parent.mkdir(parents=True, exist_ok=True)
-    draft = program.with_suffix(f".{os.getpid()}")
+    # Each host's relay may be the first, and hosts are made by threads of one process.
+    handle, draft = tempfile.mkstemp(prefix=f"{program.name}.", dir=program.parent)
+    os.close(handle)
     try:
         subprocess.run(
-            [*_COMPILE, "-o", str(draft), str(_SOURCE)],
+            [*_COMPILE, "-o", draft, str(_SOURCE)],
             capture_output=True,
             text=True,
             timeout=_COMPILE_TIMEOUT_S,
             check=True,
         )
-        draft.rename(program)
+        Path(draft).chmod(0o755)
+        Path(draft).rename(program)
     except FileNotFoundError as error:
         raise BackendUnavailable(
             "no C compiler (cc) for the lab's relay. Install one: apt-get install gcc libc6-dev."
@@ -74,6 +78,8 @@ def build() -> None:
     except subprocess.SubprocessError as error:
         reason = getattr(error, "stderr", None) or str(error)
         raise BackendUnavailable(f"{_SOURCE} can't be compiled: {reason}") from error
+    finally:
+        Path(draft).unlink(missing_ok=True)
 
 
 def _program_path() -> Path:
