@@ -6,6 +6,7 @@ from typing import Any
 
 import rbd
 
+from storvirt.backends import images
 from storvirt.backends.cluster import Cluster, translated
 from storvirt.model import ImagePath
 
@@ -64,6 +65,7 @@ def take_snapshot(cluster: Cluster, path: GroupPath, snapshot: str) -> None:
         group = rbd.Group(context, path.name)
         state = _snapshots(group).get(snapshot)
         if state == rbd.RBD_GROUP_SNAP_STATE_COMPLETE:
+            _free_locks(context, group)
             return
         if state is not None:
             group.remove_snap(snapshot)
@@ -76,12 +78,20 @@ def remove_snapshot(cluster: Cluster, path: GroupPath, snapshot: str) -> None:
         group = rbd.Group(context, path.name)
         if snapshot in _snapshots(group):
             group.remove_snap(snapshot)
+        else:
+            _free_locks(context, group)
 
 
 def roll_back(cluster: Cluster, path: GroupPath, snapshot: str) -> None:
     """Make all images of the group what they were at that moment."""
     with _beside(cluster, path) as context:
         rbd.Group(context, path.name).rollback_to_snap(snapshot)
+
+
+def _free_locks(context: Any, group: Any) -> None:
+    for found in group.list_images():
+        with rbd.Image(context, found["name"]) as image:
+            images.free_lock(image)
 
 
 def _snapshots(group: Any) -> Mapping[str, int]:

@@ -129,12 +129,16 @@ def resize(cluster: Cluster, path: ImagePath, size_bytes: int) -> None:
     with cluster.image(path) as image:
         if image.size() != size_bytes:
             image.resize(size_bytes, allow_shrink=True)
+        else:
+            free_lock(image)
 
 
 def set_metadata(cluster: Cluster, path: ImagePath, wanted: Mapping[str, str | None]) -> None:
     """Keep these settings in the image's metadata; None takes one out."""
     with cluster.image(path) as image:
         present = dict(image.metadata_list())
+        if all(present.get(key) == value for key, value in wanted.items()):
+            free_lock(image)
         for key, value in wanted.items():
             if value is None and key in present:
                 image.metadata_remove(key)
@@ -155,6 +159,8 @@ def switch_features(
             image.update_features(sum(features.BITS[name] for name in off), False)
         if on:
             image.update_features(sum(features.BITS[name] for name in on), True)
+        if not on and not off:
+            free_lock(image)
     if "object-map" in on:
         with cluster.image(path) as image:
             image.rebuild_object_map()
@@ -170,6 +176,8 @@ def flatten(cluster: Cluster, path: ImagePath, progress: Callable[[int, int], No
     with cluster.image(path) as image:
         if _parent(image) is not None:
             image.flatten(on_progress=tell)
+        else:
+            free_lock(image)
 
 
 def roll_back(cluster: Cluster, path: ImagePath, snapshot: SnapshotName) -> None:
@@ -289,6 +297,8 @@ def take_snapshot(
                 f"snapshot {path.name}@{snapshot} exists in Ceph, made by somebody else. "
                 "Choose another name."
             )
+        else:
+            free_lock(image)
         if protect and not image.is_protected_snap(snapshot):
             image.protect_snap(snapshot)
         return int(image.size())
@@ -310,6 +320,8 @@ def protect_snapshot(
     with cluster.image(path) as image:
         if image.is_protected_snap(snapshot) != protect:
             (image.protect_snap if protect else image.unprotect_snap)(snapshot)
+        else:
+            free_lock(image)
 
 
 def remove_snapshot(cluster: Cluster, path: ImagePath, snapshot: SnapshotName) -> None:
@@ -321,6 +333,8 @@ def remove_snapshot(cluster: Cluster, path: ImagePath, snapshot: SnapshotName) -
                 if image.is_protected_snap(snapshot):
                     image.unprotect_snap(snapshot)
                 _with_lock(image, lambda: image.remove_snap(snapshot))
+            else:
+                free_lock(image)
     except NotFound:
         return
 
@@ -347,6 +361,19 @@ def _with_lock(image: rbd.Image, change: Callable[[], None]) -> None:
         except (rbd.PermissionError, rbd.ReadOnlyImage):
             if time.monotonic() > give_up:
                 raise
+
+
+def free_lock(image: rbd.Image) -> None:
+    """Free an image, with which nothing is left to be done, of the lock of a client that died.
+
+    A command that was killed in mid-change leaves the image locked by a client that is no more,
+    and a tenant's guest can't break that: its writes end with EACCES. The command that is run
+    again breaks the lock if it has anything to change. If not, an empty write does it: a client
+    that lives hands the lock over for a moment, one that died is waited for until Ceph forgets
+    it (30 s), and cut off.
+    """
+    if image.features() & rbd.RBD_FEATURE_EXCLUSIVE_LOCK and list(image.lock_get_owners()):
+        image.write(b"", 0)
 
 
 def _parent(image: rbd.Image) -> tuple[ImagePath, str] | None:

@@ -9,6 +9,7 @@ from enum import StrEnum
 
 import rbd
 
+from storvirt.backends import images
 from storvirt.backends.cluster import Cluster, translated
 from storvirt.model import ImagePath
 from tenancy.errors import Refused
@@ -88,6 +89,9 @@ def commit(cluster: Cluster, target: ImagePath) -> None:
     """Part the copied image from the old one, and remove that."""
     with translated(f"image {target}"), cluster.pool(target.pool, target.namespace) as context:
         rbd.RBD().migration_commit(context, target.name)
+    with cluster.image(target) as image:
+        # Of the command, perhaps, that died while it copied.
+        images.free_lock(image)
 
 
 def abort(cluster: Cluster, path: ImagePath) -> None:

@@ -2,7 +2,7 @@
 
 import rbd
 
-from storvirt.backends import naming
+from storvirt.backends import images, naming
 from storvirt.backends.cluster import Cluster, translated
 from storvirt.model import ImagePath
 
@@ -27,6 +27,9 @@ def restore(cluster: Cluster, path: ImagePath, id: str) -> None:
         with translated(f"image {path}"), cluster.pool(path.pool, path.namespace) as context:
             cluster.refuse_read_only(context)
             rbd.RBD().trash_restore(context, id, path.name)
+    with cluster.image(path) as image:
+        # Of the command, perhaps, that died while it put the image there.
+        images.free_lock(image)
 
 
 def remove(cluster: Cluster, path: ImagePath, id: str) -> None:

@@ -53,6 +53,63 @@ def test_taking_an_image_that_nobody_has_fences_nobody(svctl: Svctl, red: str) -
     assert svctl("image", "take", "idle", "--tenant", red, "--yes")["fenced"] == []
 
 
+@pytest.mark.parametrize(
+    ("died_in", "command"),
+    [
+        ("images.resize", ("image", "resize", "cut", "--size", "16MiB")),
+        ("images.take_snapshot", ("snapshot", "create", "cut@new")),
+        ("images.protect_snapshot", ("snapshot", "protect", "cut@old")),
+        ("images.remove_snapshot", ("snapshot", "delete", "cut@spare", "--yes")),
+        ("images.flatten", ("image", "flatten", "cut")),
+        ("images.set_metadata", ("image", "set", "cut", "--iops-limit", "900")),
+        ("images.switch_features", ("image", "set", "cut", "--no-feature", "fast-diff")),
+        ("groups.take_snapshot", ("group", "snapshot", "both@together")),
+    ],
+)
+def test_the_lock_of_a_command_that_was_killed_is_freed_when_it_is_run_again(
+    svctl: Svctl, red: str, cut: str, died_in: str, command: tuple[str, ...]
+) -> None:
+    tenant = ("--tenant", red)
+    words = ("after", f"storvirt.backends.{died_in}", 1, *command, *tenant)
+    assert svctl.host.run(probe_command("dying", *words), check=False).returncode == 9
+    # What the command would have left, had it died a little earlier.
+    _lock_and_die(svctl, red)
+
+    svctl.run(*command, *tenant)
+
+    assert _locks_and_writes(svctl, cut, red)
+
+
+@pytest.fixture(scope="module")
+def cut(svctl: Svctl, red: str) -> str:
+    """The key for a clone in a group, of which there are snapshots."""
+    tenant = ("--tenant", red)
+    svctl("image", "create", "golden", *tenant, "--size", "8MiB")
+    svctl("snapshot", "create", "golden@base", *tenant, "--protect")
+    svctl("image", "clone", "golden@base", "cut", *tenant)
+    for snapshot in ("old", "spare"):
+        svctl("snapshot", "create", f"cut@{snapshot}", *tenant)
+    svctl("group", "create", "both", *tenant)
+    svctl("group", "add", "both", "cut", *tenant)
+    return str(svctl("image", "attach", "cut", *tenant)["key"])
+
+
+def _lock_and_die(svctl: Svctl, tenant: str) -> None:
+    key = svctl.host.run(["ceph", "auth", "get-key", "client.admin"]).stdout.strip()
+    argv = probe_command("holder", "admin", key, "vms", tenant, "cut")
+    with svctl.host.popen(
+        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as operator:
+        assert json.loads(_line(operator))["owner"]
+        operator.kill()
+
+
+def _locks_and_writes(svctl: Svctl, key: str, tenant: str) -> bool:
+    """Whether a guest of the tenant's gets the disk at once."""
+    argv = probe_command("holder", f"virtkit.{tenant}", key, "vms", tenant, "cut")
+    return bool(json.loads(svctl.host.run(argv, timeout_s=90).stdout)["owner"])
+
+
 def _line(process: subprocess.Popen[str]) -> str:
     assert process.stdout is not None
     return str(process.stdout.readline())
