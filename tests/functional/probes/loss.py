@@ -283,7 +283,7 @@ class History:
             except rbd.PermissionError:
                 pass
             self.check()
-            self._finish_tier(["tier", "set", self.base, "--mode", "writeback"])
+            self._finish_tier(["tier", "set", self.base, "--mode", "writeback"], writing=False)
         elif "can't have a read-only cache" not in talk:
             self._fault(f"tier set --mode readonly: {talk}")
 
@@ -390,19 +390,20 @@ class History:
             # Ceph remembers who was killed for some seconds.
             time.sleep(1)
 
-    def _finish_tier(self, words: list[str]) -> None:
+    def _finish_tier(self, words: list[str], *, writing: bool = True) -> None:
         """Run a command of the tier to its end while tenants write, killed on the way or not."""
+        run = self._under_writes if writing else lambda words, kill: self._svctl(*words, kill=kill)
         for _ in range(self.rng.choice((0, 0, 1, 1, 2))):
             kill = (
                 {"line": float(self.rng.randint(1, 9))}
                 if self.rng.random() < 0.6
                 else {"after_s": self.rng.uniform(0.05, 3)}
             )
-            code, talk = self._under_writes(words, kill)
+            code, talk = run(words, kill)
             self.kills += code < 0
             if code == 0:
                 return
-        code, talk = self._under_writes(words, {})
+        code, talk = run(words, {})
         gone = words[1] == "remove" and "has no cache tier" in talk
         if code and not gone:
             self._fault(f"svctl {' '.join(words)}: {talk}")
