@@ -3,6 +3,7 @@
 Read once, at the edge; the rest of the code is handed values.
 """
 
+import json
 import os
 import socket
 import tomllib
@@ -96,3 +97,27 @@ def load(
     certificates = environment.get("VIRTKIT_TLS")
     secured = TlsSettings(directory=certificates) if certificates else settings.tls
     return msgspec.structs.replace(settings, db=validate_remotes(chosen), tls=secured)
+
+
+def as_toml(settings: Settings) -> str:
+    """virtkit.toml with these settings, without those that are as they are by default."""
+    lines = [f"db = {_value(settings.db)}"]
+    for section in msgspec.structs.fields(settings):
+        chosen = getattr(settings, section.name)
+        if not isinstance(chosen, msgspec.Struct):
+            continue
+        values = msgspec.structs.asdict(chosen)
+        default = msgspec.structs.asdict(type(chosen)())
+        # The name is written in any case: what the system calls itself may change.
+        said = {key: value for key, value in values.items() if value != default[key]}
+        if section.name == "host":
+            said = {"name": values["name"], **said}
+        if said:
+            lines += ["", f"[{section.name}]"]
+            lines += [f"{key} = {_value(value)}" for key, value in said.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _value(value: object) -> str:
+    # Strings of TOML are those of JSON, but that they take no bare DEL (toml.io, "String").
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

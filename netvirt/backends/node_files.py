@@ -1,4 +1,4 @@
-"""Files that a node's container runtime reads while they are being replaced.
+"""Files of a host that others read while they are being replaced: a container runtime, an agent.
 
 A file has its old contents or its new ones, complete and on disk, whatever is killed; it is
 renamed into place, so a program that is running is no obstacle.
@@ -142,6 +142,5 @@ def _locked(directory: Path) -> Iterator[int]:
 
 def _unusable(path: Path, done: str, error: OSError) -> BackendUnavailable:
     return BackendUnavailable(
-        f"{path} can't be {done} ({error.strerror}). Run as root, or name other directories with "
-        "--bin-dir and --conf-dir."
+        f"{path} can't be {done} ({error.strerror}). Run as root, or name other directories."
     )

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from netvirt import admit
+from netvirt.cli import membership
 from netvirt.model import Host
 from netvirt.service import hosts
 from tenancy.cli import Format, Labels, Output, Yes, confirm, parse_pairs, session, show
@@ -72,6 +73,11 @@ def delete(
         hosts.find(fabric, name)
         confirm(f"Forget host {name}?", yes=yes)
         hosts.delete(fabric, name, now_s=int(time.time()), force=force)
+
+
+app.command("init")(membership.init)
+app.command("join")(membership.join)
+app.command("leave")(membership.leave)
 
 
 def _record(host: Host, ports: dict[str, int]) -> dict[str, Any]:

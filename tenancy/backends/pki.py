@@ -74,6 +74,13 @@ def issued(directory: Path) -> list[Issued]:
     return [one for place in places for one in _in(place)]
 
 
+def holder(certificate: Path) -> str:
+    """The common name in a certificate. Raises BackendUnavailable if the file is none."""
+    found = _read_certificate(certificate)
+    names = found.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return str(names[0].value) if names else ""
+
+
 def _in(place: Path) -> list[Issued]:
     kind, _, name = place.name.partition("-")
     found = []

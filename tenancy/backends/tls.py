@@ -20,6 +20,7 @@ from tenancy.errors import BackendUnavailable, InvalidRequest
 
 DEFAULT_DIRECTORY = Path("/etc/virtkit/tls")
 KEY, CERTIFICATE, AUTHORITY = "key.pem", "cert.pem", "ca.pem"
+FILES = (KEY, CERTIFICATE, AUTHORITY)
 # What an operator can do about a handshake that fails.
 HINT = "See `openssl verify -CAfile ca.pem cert.pem` in the directory of its certificates."
 
@@ -37,7 +38,7 @@ def use(directory: Path, remote: str) -> None:
 
 def check(directory: Path) -> None:
     """Raise InvalidRequest unless `directory` has a key of its owner's alone, with certificates."""
-    for name in (KEY, CERTIFICATE, AUTHORITY):
+    for name in FILES:
         path = directory / name
         try:
             mode = path.stat().st_mode

@@ -1,12 +1,11 @@
 """WHEN MODULE.FUNCTION N ARGUMENTS...: `svctl ARGUMENTS`, killed `before` or `after` the Nth call
-of a function of virtkit's: the points that a timed kill hits once in many runs."""
+of a function of virtkit's: the points that a timed kill hits once in many runs. It is `nvctl` if
+the function is netvirt's."""
 
 import importlib
 import itertools
 import os
 import sys
-
-from storvirt.cli import main
 
 when, name, number = sys.argv[1], sys.argv[2], int(sys.argv[3])
 del sys.argv[1:4]
@@ -27,4 +26,4 @@ def dying(*arguments: object, **options: object) -> object:
 
 
 setattr(module, function_name, dying)
-main()
+importlib.import_module("netvirt.cli" if name.startswith("netvirt.") else "storvirt.cli").main()
