@@ -106,6 +106,32 @@ def resolve(present: Collection[str], on: Iterable[str], off: Iterable[str]) -> 
     return wanted
 
 
+def difference(asked: Layout, found: Layout, default: Layout, *, also_features: bool) -> str | None:
+    """How an image that lies as `found` differs from one that would be made as `asked`, in words.
+
+    `default` is what librbd chooses where nothing is asked.
+    """
+    size = asked.object_size_bytes or default.object_size_bytes or 0
+    if found.object_size_bytes is not None and found.object_size_bytes != size:
+        return f"objects of {format_size(found.object_size_bytes)}, not {format_size(size)}"
+    # Not striped is, to librbd, one stripe of a whole object.
+    unit = default.stripe_unit_bytes if asked.object_size_bytes is None else size
+    wanted = (asked.stripe_unit_bytes or unit, asked.stripe_count or default.stripe_count)
+    there = (found.stripe_unit_bytes, found.stripe_count)
+    if wanted != there:
+        return f"{_striping(*there)}, not {_striping(*wanted)}"
+    unlike = (asked.features ^ found.features) - {"striping"}
+    if also_features and unlike:
+        (name, *_) = sorted(unlike)
+        return f"feature {name} {'on' if name in found.features else 'off'}"
+    return None
+
+
+def _striping(unit_bytes: int | None, count: int | None) -> str:
+    objects = "one object" if count == 1 else f"{count} objects"
+    return f"stripes of {format_size(unit_bytes or 0)} over {objects}"
+
+
 def switch(
     present: Collection[str], on: Iterable[str], off: Iterable[str]
 ) -> tuple[frozenset[str], frozenset[str]]:

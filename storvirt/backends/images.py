@@ -35,6 +35,14 @@ class ImageFacts:
     limits: Mapping[str, int]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lying:
+    """How an image lies in its objects, and which pool has its data if that is another."""
+
+    layout: Layout
+    data_pool: str | None
+
+
 def create(
     cluster: Cluster,
     path: ImagePath,
@@ -240,6 +248,40 @@ def describe(cluster: Cluster, path: ImagePath) -> ImageFacts:
             stripe_unit_bytes=image.stripe_unit(),
             stripe_count=image.stripe_count(),
             limits=qos.read(dict(image.metadata_list())),
+        )
+
+
+def default_layout(cluster: Cluster, path: ImagePath) -> Layout:
+    """What librbd makes of an image in this pool if nothing is asked; its pool may say otherwise
+    than its configuration."""
+    with translated(f"pool {path.pool}"), cluster.pool(path.pool, path.namespace) as context:
+        said = {one["name"]: one["value"] for one in rbd.RBD().config_list(context)}
+    object_size_bytes = 1 << int(said["rbd_default_order"])
+    return Layout(
+        object_size_bytes=object_size_bytes,
+        stripe_unit_bytes=int(said["rbd_default_stripe_unit"]) or object_size_bytes,
+        stripe_count=int(said["rbd_default_stripe_count"]) or 1,
+    )
+
+
+def layout_of(cluster: Cluster, path: ImagePath, id: str) -> Lying:
+    """How the image `id`, whatever it is called, lies in its objects. Raises NotFound."""
+    with (
+        translated(f"image {path}"),
+        cluster.pool(path.pool, path.namespace) as context,
+        rbd.Image(context, image_id=id, read_only=True) as image,
+    ):
+        data_pool = image.data_pool_id()
+        return Lying(
+            layout=Layout(
+                object_size_bytes=image.stat()["obj_size"],
+                stripe_unit_bytes=image.stripe_unit(),
+                stripe_count=image.stripe_count(),
+                features=frozenset(features.names(image.features())),
+            ),
+            data_pool=None
+            if data_pool in (-1, context.get_pool_id())
+            else cluster.pool_name(data_pool),
         )
 
 

@@ -85,11 +85,14 @@ def create(
     ] = None,
     feature: changing.Features = None,
     no_feature: changing.NoFeatures = None,
+    count: Annotated[
+        int | None, typer.Option(help="Make NAME-1 to NAME-COUNT.", show_default=False)
+    ] = None,
     output: Output = Format.TABLE,
 ) -> None:
-    """Create an empty image."""
+    """Create an empty image, or many alike."""
     from storvirt.backends.encryption import passphrase
-    from storvirt.service import images
+    from storvirt.service import catalog, creating
 
     wanted, size_bytes, where = image_name(name), image_size(size), pool and pool_name(pool)
     chosen = layout(
@@ -100,18 +103,28 @@ def create(
         no_feature or (),
     )
     file = to_encrypt(encrypt, passphrase_file)
-    with fabric_and_ceph(context) as (fabric, cluster):
-        image = images.create(
+    names = [wanted] if count is None else numbered(wanted, count)
+    many = count is not None
+    with (
+        fabric_and_ceph(context, talks=many) as (fabric, cluster),
+        progress_bar(f"creating {name}") if many else nullcontext(no_progress) as progress,
+    ):
+        made = creating.create(
             fabric,
             cluster,
             tenant,
-            wanted,
+            names,
             size_bytes,
             pool=where or None,
             passphrase=None if file is None else passphrase(file),
             layout=chosen,
+            progress=progress,
         )
-    show(_record(image), output)
+        if not many:
+            first_failure(made)
+            show(_record(catalog.image(fabric, tenant, wanted).record), output)
+            return
+    show_outcome(made, "images", "made", "were there", output)
 
 
 @app.command("import")

@@ -39,7 +39,7 @@ class Admission:
 
     entries: tuple[ImageEntry, ...]
     fresh: frozenset[UUID]
-    present: tuple[ImageName, ...]
+    present: tuple[ImageEntry, ...]
 
 
 def admit_all(
@@ -110,7 +110,11 @@ def admit_all(
     return Admission(
         entries=tuple(catalog.image_entry(row, space.record, text) for row in begun),
         fresh=frozenset(fresh),
-        present=tuple(ImageName(row["name"]) for row in rows if row["state"] == State.READY),
+        present=tuple(
+            catalog.image_entry(row, space.record, text)
+            for row in rows
+            if row["state"] == State.READY
+        ),
     )
 
 
@@ -142,8 +146,8 @@ def admit(
 
 def insist_on_one(tenant: str, admitted: Admission) -> None:
     """Raise AlreadyExists if the one image that was asked for is there."""
-    for name in admitted.present:
-        raise _taken(tenant, name, State.READY)
+    for entry in admitted.present:
+        raise _taken(tenant, entry.record.name, State.READY)
 
 
 def _refuse_read_only(fabric: Fabric, transaction: Transaction, pool: PoolName) -> None:

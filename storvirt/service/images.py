@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from storvirt import features
-from storvirt.backends import encryption, fencing, images
+from storvirt.backends import fencing, images
 from storvirt.backends.cluster import Cluster
 from storvirt.backends.images import ImageFacts
 from storvirt.features import Layout
-from storvirt.model import LUKS2, Image, ImageName, ImagePath, PoolName, SnapshotRef, State
-from storvirt.service import admission, catalog, flattening, making
+from storvirt.model import Image, ImageName, ImagePath, PoolName, SnapshotRef, State
+from storvirt.service import admission, catalog, creating, flattening, making
 from storvirt.service.catalog import ImageEntry, SnapshotEntry
 from storvirt.service.parallel import Outcome, Progress, no_progress, outcome
 from tenancy import ledger
@@ -40,20 +40,19 @@ def create(
     passphrase: str | None = None,
     layout: Layout | None = None,
 ) -> Image:
-    """An empty image of that size; with a passphrase encrypted, and larger by LUKS2's header."""
-    total = size_bytes if passphrase is None else size_bytes + encryption.HEADER_BYTES
-
-    def make(path: ImagePath) -> None:
-        images.create(cluster, path, total, layout, data_pool)
-        if passphrase is not None:
-            encryption.format_luks2(cluster, path, size_bytes, passphrase)
-
-    kind = None if passphrase is None else LUKS2
-    admitted = admission.admit_all(fabric, tenant, [name], total, pool=pool, encryption=kind)
-    admission.insist_on_one(tenant, admitted)
-    data_pool = catalog.data_pool(fabric, admitted.entries[0].record.pool)
-    for failure in making.carry_out(fabric, cluster, admitted, make):
-        raise failure.error
+    """An empty image of that size, as `creating.create` makes it."""
+    made = creating.create(
+        fabric,
+        cluster,
+        tenant,
+        [name],
+        size_bytes,
+        pool=pool,
+        passphrase=passphrase,
+        layout=layout,
+    )
+    for _, error in made.failed:
+        raise error
     return catalog.image(fabric, tenant, name).record
 
 
@@ -99,7 +98,8 @@ def clone(
     if len(names) == 1:
         admission.insist_on_one(tenant, admitted)
     failures = making.carry_out(fabric, cluster, admitted, make, progress)
-    made = outcome(admitted.entries, failures, catalog.name_of, admitted.present)
+    present = [catalog.name_of(entry) for entry in admitted.present]
+    made = outcome(admitted.entries, failures, catalog.name_of, present)
     if not deep or made.failed:
         return made
     flat = flattening.flatten_all(fabric, cluster, tenant, names, progress)

@@ -74,6 +74,81 @@ def test_clones_that_were_cut_off_are_finished_by_the_same_command(
     assert svctl.used(golden) == before
 
 
+def create(tenant: str, *options: str) -> tuple[str, ...]:
+    size = ("--size", "16MiB", "--object-size", "1MiB")
+    return ("image", "create", "web", "--count", str(COUNT), "--tenant", tenant, *size, *options)
+
+
+@pytest.mark.parametrize(
+    ("when", "function", "call"),
+    [
+        ("before", "storvirt.backends.images.create", 5),
+        ("after", "storvirt.service.admission.note_ids", 1),
+        ("after", "storvirt.service.admission.publish", 2),
+    ],
+)
+def test_empty_images_that_were_cut_off_are_finished_by_the_same_command(
+    svctl: Svctl, golden: str, ceph_lab: Lab, when: str, function: str, call: int
+) -> None:
+    before = svctl.used(golden)
+    died = ceph_lab.ctl.run(
+        probe_command("dying", when, function, call, *create(golden)), check=False
+    )
+    assert died.returncode == 9, died.stderr
+
+    made = svctl(*create(golden))
+    again = svctl(*create(golden))
+
+    names = {f"web-{number}" for number in range(1, COUNT + 1)}
+    assert made["failed"] == [] and {*made["done"], *made["present"]} == names
+    assert again["done"] == again["failed"] == [] and set(again["present"]) == names
+    assert svctl.used(golden)["images"] - before["images"] == COUNT
+    assert svctl("image", "get", "web-3", "--tenant", golden)["object_size"] == "1MiB"
+    assert svctl("status")["unfinished"] == []
+    svctl("image", "delete", "web", "--count", str(COUNT), "--tenant", golden, "--yes")
+    assert svctl.used(golden) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--object-size", "2MiB"), "objects of 1MiB, not 2MiB"),
+        (("--stripe-unit", "64KiB", "--stripe-count", "4"), "stripes of 1MiB over one object, not"),
+        (("--no-feature", "fast-diff"), "feature fast-diff on"),
+    ],
+)
+def test_an_image_that_was_begun_otherwise_is_not_taken_for_what_is_asked(
+    svctl: Svctl, golden: str, ceph_lab: Lab, options: tuple[str, ...], words: str
+) -> None:
+    one = ("image", "create", "odd", "--tenant", golden, "--size", "16MiB")
+    asked = (*one, "--object-size", "1MiB")
+    died = ceph_lab.ctl.run(
+        probe_command("dying", "after", "storvirt.service.admission.note_ids", 1, *asked),
+        check=False,
+    )
+    assert died.returncode == 9, died.stderr
+
+    refused = svctl.refused(*asked, *options)
+
+    assert refused.exit_code == 1 and words in refused.sentence, refused.sentence
+    assert svctl(*asked)["state"] == "ready"
+    svctl("image", "delete", "odd", "--tenant", golden, "--yes")
+
+
+def test_an_image_that_is_there_otherwise_has_failed_and_the_others_are_made(
+    svctl: Svctl, golden: str
+) -> None:
+    svctl("image", "create", "web-2", "--tenant", golden, "--size", "16MiB")
+
+    run = svctl.run(*create(golden), "-o", "json")
+
+    found = json.loads(run.stdout)
+    assert run.returncode == 1 and [one["name"] for one in found["failed"]] == ["web-2"]
+    assert "objects of 4MiB, not 1MiB" in found["failed"][0]["error"]
+    assert len(found["done"]) == COUNT - 1
+    svctl("image", "delete", "web", "--count", str(COUNT), "--tenant", golden, "--yes")
+
+
 def test_a_deletion_that_was_cut_off_is_finished(svctl: Svctl, golden: str, ceph_lab: Lab) -> None:
     before = svctl.used(golden)
     svctl(*clone(golden))
@@ -147,6 +222,7 @@ def test_snapshots_of_all_images_are_taken_and_deleted_as_one(
     [
         (("image", "clone", "golden@base", "web", "--count", "0"), "count 0"),
         (("image", "clone", "golden@base", "web", "--count", "99999"), "count 99999"),
+        (("image", "create", "web", "--count", "0", "--size", "8MiB"), "count 0"),
         (("image", "delete", "a", "b", "--count", "3", "--yes"), "--count goes with one name"),
         (("snapshot", "create"), "say which"),
         (("snapshot", "create", "golden@x", "--all"), "say which"),

@@ -3,6 +3,7 @@
 import pytest
 
 from storvirt import features
+from storvirt.features import DEFAULT, Layout, difference
 from tenancy.errors import InvalidRequest
 
 MIB = 1 << 20
@@ -84,3 +85,40 @@ def test_bits_and_names_are_each_others_inverse() -> None:
     layout = features.Layout()
 
     assert frozenset(features.names(layout.bits)) == layout.features
+
+
+LIBRBDS = Layout(object_size_bytes=4 << 20, stripe_unit_bytes=4 << 20, stripe_count=1)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (Layout(), None),
+        (Layout(object_size_bytes=4 << 20), None),
+        (Layout(object_size_bytes=8 << 20), "objects of 4MiB, not 8MiB"),
+        (
+            Layout(stripe_unit_bytes=1 << 16, stripe_count=4),
+            "stripes of 4MiB over one object, not stripes of 64KiB over 4 objects",
+        ),
+        (Layout(features=DEFAULT - {"fast-diff"}), "feature fast-diff on"),
+    ],
+)
+def test_an_image_that_lies_otherwise_than_asked_is_told_from_one_that_does_not(
+    asked: Layout, said: str | None
+) -> None:
+    assert difference(asked, LIBRBDS, LIBRBDS, also_features=True) == said
+
+
+def test_what_librbd_chooses_is_what_is_asked_by_saying_nothing() -> None:
+    other = Layout(object_size_bytes=1 << 20, stripe_unit_bytes=1 << 20, stripe_count=1)
+
+    assert difference(Layout(), other, other, also_features=False) is None
+    assert (
+        difference(Layout(object_size_bytes=1 << 20), other, LIBRBDS, also_features=False) is None
+    )
+
+
+def test_features_that_were_switched_since_make_no_other_layout() -> None:
+    asked = Layout(features=DEFAULT - {"fast-diff"})
+
+    assert difference(asked, LIBRBDS, LIBRBDS, also_features=False) is None
