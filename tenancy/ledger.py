@@ -5,10 +5,10 @@ arithmetic in the transaction that uses it. So two writers can never both take t
 whatever they read before, and no one has to read anything to be admitted.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from uuid import UUID
 
-from tenancy.backends.codec import Ref
+from tenancy.backends.codec import Ref, Row
 from tenancy.backends.transaction import Changes
 from tenancy.errors import QuotaExceeded
 from tenancy.model import Resource
@@ -30,6 +30,17 @@ def charge(
             [("available", "-=", amount)],
             on_failure=_refusal(tenant_name, resource, amount),
         )
+
+
+def refuse_beyond(quota: Iterable[Row], tenant_name: str, amounts: Mapping[Resource, int]) -> None:
+    """Raise QuotaExceeded at once if the tenant's quota, as it was read, does not admit this much.
+
+    That saves a transaction that would be refused. One that is sent must charge all the same.
+    """
+    available = {row["resource"]: row["available"] for row in quota}
+    for resource, amount in amounts.items():
+        if amount > available.get(resource, amount):
+            raise _refusal(tenant_name, resource, amount)("")
 
 
 def refund(transaction: Changes, tenant: UUID, amounts: Mapping[Resource, int]) -> None:

@@ -15,7 +15,7 @@ from uuid import UUID, uuid4
 from storvirt.backends import images, naming
 from storvirt.backends.cluster import Cluster, CommandFailed
 from storvirt.model import ImageName, ImagePath, PoolName, State
-from storvirt.service import catalog
+from storvirt.service import catalog, standing
 from storvirt.service.catalog import ImageEntry, SnapshotEntry
 from storvirt.service.parallel import Failure
 from tenancy import ledger
@@ -35,8 +35,10 @@ class Admission:
     """What a request for images came to: those to make, and those that are there as asked.
 
     Of those to make, `fresh` are new; the others were begun by a command that was interrupted.
+    All are in `pool`.
     """
 
+    pool: PoolName
     entries: tuple[ImageEntry, ...]
     fresh: frozenset[UUID]
     present: tuple[ImageEntry, ...]
@@ -49,11 +51,13 @@ def admit_all(
     size_bytes: int,
     *,
     pool: PoolName | None,
+    beside: PoolName | None = None,
     parent: SnapshotEntry | None = None,
     source: str | None = None,
     encryption: str | None = None,
 ) -> Admission:
     """Record the intent to make these images, all or none of them; also what was begun before.
+    Which pool is meant says `standing.read`.
 
     Raises QuotaExceeded, AlreadyExists, or Refused if another intent holds a name.
     """
@@ -64,13 +68,16 @@ def admit_all(
 
     def build(transaction: Transaction) -> catalog.NamespaceEntry:
         fresh.clear()
-        space = catalog.namespace(fabric, tenant, pool)
-        there = {row["name"] for row in catalog.image_rows(fabric, space.tenant.id, names)}
+        found = standing.read(fabric, tenant, names, pool=pool, beside=beside)
+        space = found.space
+        there = {row["name"] for row in found.images}
         fresh.update({uuid4(): name for name in names if name not in there})
         if not fresh:
             return space
+        amounts = _amounts(len(fresh), size_bytes * len(fresh))
+        _refuse_read_only(transaction, found.pool)
+        ledger.refuse_beyond(found.quota, tenant, amounts)
         transaction.guard(space.row, "state")
-        _refuse_read_only(fabric, transaction, space.record.pool)
         if parent is not None:
             transaction.guard(parent.row, "state", "protected")
             transaction.guard(parent.image.row, "name", "shared_with")
@@ -90,9 +97,7 @@ def admit_all(
             transaction.require_none(
                 "Image", tenant=space.tenant.id, old_name=name, state=State.RENAMING
             )
-        ledger.charge(
-            transaction, space.tenant.id, tenant, _amounts(len(fresh), size_bytes * len(fresh))
-        )
+        ledger.charge(transaction, space.tenant.id, tenant, amounts)
         return space
 
     try:
@@ -108,6 +113,7 @@ def admit_all(
         _refuse_another(tenant, row, asked)
     text = catalog.parent_text(tenant, parent)
     return Admission(
+        pool=space.record.pool,
         entries=tuple(catalog.image_entry(row, space.record, text) for row in begun),
         fresh=frozenset(fresh),
         present=tuple(
@@ -150,8 +156,8 @@ def insist_on_one(tenant: str, admitted: Admission) -> None:
         raise _taken(tenant, entry.record.name, State.READY)
 
 
-def _refuse_read_only(fabric: Fabric, transaction: Transaction, pool: PoolName) -> None:
-    row = catalog.pool(fabric, pool)
+def _refuse_read_only(transaction: Transaction, row: Row) -> None:
+    pool = row["name"]
     if row["access"] is not None:
         raise Refused(
             f"pool {pool} is behind a read-only cache, and takes no new images. "

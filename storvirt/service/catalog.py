@@ -1,6 +1,6 @@
 """Finding what the fabric database promises, as rows to act upon and as records to show."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -94,24 +94,17 @@ def namespaces(fabric: Fabric, tenant: str | None = None) -> list[NamespaceEntry
     )
     pool_of = {row.id: row for row in pool_rows}
     tenant_of = {row.id: row for row in tenant_rows}
-    entries = [
-        NamespaceEntry(
-            row=row,
-            tenant=tenant_of[row["tenant"]],
-            record=Namespace(
-                tenant=TenantName(tenant_of[row["tenant"]]["name"]),
-                pool=PoolName(pool_of[row["pool"]]["name"]),
-                state=State(row["state"]),
-            ),
-        )
-        for row in rows
-    ]
+    entries = [namespace_entry(row, pool_of[row["pool"]], tenant_of[row["tenant"]]) for row in rows]
     return sorted(entries, key=lambda entry: (entry.record.tenant, entry.record.pool))
 
 
 def namespace(fabric: Fabric, tenant: str, pool: PoolName | None) -> NamespaceEntry:
     """The namespace that a request means: in `pool`, or the tenant's only one. It is ready."""
-    found = namespaces(fabric, tenant)
+    return choose(namespaces(fabric, tenant), tenant, pool)
+
+
+def choose(found: Sequence[NamespaceEntry], tenant: str, pool: PoolName | None) -> NamespaceEntry:
+    """Of a tenant's namespaces the one that a request means; see `namespace`."""
     if pool is not None:
         found = [entry for entry in found if entry.record.pool == pool]
     if not found:
@@ -130,6 +123,18 @@ def namespace(fabric: Fabric, tenant: str, pool: PoolName | None) -> NamespaceEn
             f"{entry.record.state}. Finish that first: run the command that began it again."
         )
     return entry
+
+
+def namespace_entry(row: Row, pool: Row, tenant: Row) -> NamespaceEntry:
+    return NamespaceEntry(
+        row=row,
+        tenant=tenant,
+        record=Namespace(
+            tenant=TenantName(tenant["name"]),
+            pool=PoolName(pool["name"]),
+            state=State(row["state"]),
+        ),
+    )
 
 
 # Images
@@ -172,18 +177,18 @@ def find_image(fabric: Fabric, tenant: str, name: ImageName) -> ImageEntry | Non
     row = fabric.find("Image", tenant=owner.id, name=name)
     if row is None:
         return None
-    space, snapshot = fabric.select_many(
-        [("StorageNamespace", {"id": row["namespace"]}), _by_id("Snapshot", row["parent"])]
-    )
-    pool, parent = fabric.select_many(
+    space, pools, snapshot = fabric.select_many(
         [
-            ("StoragePool", {"id": space[0]["pool"]}),
-            _by_id("Image", snapshot[0]["image"] if snapshot else None),
+            ("StorageNamespace", {"id": row["namespace"]}),
+            ("StoragePool", {}),
+            _by_id("Snapshot", row["parent"]),
         ]
     )
+    (pool,) = (one for one in pools if one.id == space[0]["pool"])
+    parent = fabric.select("Image", id=snapshot[0]["image"]) if snapshot else []
     record = Namespace(
         tenant=TenantName(tenant),
-        pool=PoolName(pool[0]["name"]),
+        pool=PoolName(pool["name"]),
         state=State(space[0]["state"]),
     )
     text = None

@@ -52,8 +52,7 @@ def create(
         *admitted.present,
         *(entry for entry in admitted.entries if entry.row["ceph_id"] is not None),
     ]
-    where = (admitted.entries or admitted.present)[0].record.pool
-    data_pool = catalog.data_pool(fabric, where)
+    data_pool = catalog.data_pool(fabric, admitted.pool)
     different = _different(cluster, there, chosen, data_pool)
     refused = {failure.item.row.id for failure in different}
     wanted = tuple(entry for entry in admitted.entries if entry.row.id not in refused)

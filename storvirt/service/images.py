@@ -86,17 +86,22 @@ def clone(
         )
     deep = flattening.is_too_deep(fabric, origin, max_depth, may_flatten=flatten_deep)
     source = origin.image.record.path
-    where = pool or _default_pool(fabric, tenant, source.pool)
-    data_pool = catalog.data_pool(fabric, where) if where else None
 
     def make(path: ImagePath) -> None:
         images.clone(cluster, source, parent.snapshot, path, data_pool, object_bytes=object_bytes)
 
     admitted = admission.admit_all(
-        fabric, tenant, names, origin.record.size_bytes, pool=where, parent=origin
+        fabric,
+        tenant,
+        names,
+        origin.record.size_bytes,
+        pool=pool,
+        beside=source.pool,
+        parent=origin,
     )
     if len(names) == 1:
         admission.insist_on_one(tenant, admitted)
+    data_pool = catalog.data_pool(fabric, admitted.pool)
     failures = making.carry_out(fabric, cluster, admitted, make, progress)
     present = [catalog.name_of(entry) for entry in admitted.present]
     made = outcome(admitted.entries, failures, catalog.name_of, present)
@@ -225,12 +230,6 @@ def _refuse_grouped(fabric: Fabric, entry: ImageEntry) -> None:
 
 def _is_shared(fabric: Fabric, origin: SnapshotEntry, tenant: str) -> bool:
     return tenants.find(fabric, tenant).id in origin.image.row["shared_with"]
-
-
-def _default_pool(fabric: Fabric, tenant: str, source: PoolName) -> PoolName | None:
-    """Where a clone goes if nothing is said: beside its parent, if the tenant has a place there."""
-    held = {entry.record.pool for entry in catalog.namespaces(fabric, tenant)}
-    return source if source in held else None
 
 
 def promise_size(fabric: Fabric, tenant: str, entry: ImageEntry, size_bytes: int) -> None:

@@ -9,7 +9,7 @@ from storvirt.backends.cluster import Cluster
 from storvirt.backends.migration import Stage
 from storvirt.model import Image, ImageName, ImagePath, PoolName
 from storvirt.moving import Phase
-from storvirt.service import catalog, mirroring
+from storvirt.service import catalog, mirroring, sharing
 from storvirt.service.catalog import ImageEntry, NamespaceEntry
 from storvirt.service.relocating import begin, peer, phase_of, settle, step
 from tenancy.backends.fabric import Fabric
@@ -44,6 +44,7 @@ def migrate(
             mirroring.refuse_impossible(fabric, entry, qmp)
         else:
             _refuse_open(cluster, entry)
+            sharing.refuse_read(fabric, cluster, entry)
         first = Phase.PREPARE if qmp is None else Phase.MIRROR
         entry = begin(fabric, entry, target, first)
     elif phase is Phase.ABORT or pool != _destination(fabric, entry, phase):
@@ -80,6 +81,7 @@ def abort(
     if phase is Phase.PREPARE:
         if migration.find(cluster, here, other).stage is not Stage.NONE:
             migration.abort(cluster, other if naming.image_id(cluster, other) else here)
+        sharing.renew(fabric, cluster, entry)
         settle(fabric, entry)
         return catalog.image(fabric, tenant, name).record
     if phase is Phase.EXECUTE:
@@ -89,6 +91,7 @@ def abort(
     if migration.find(cluster, here, other).stage is not Stage.NONE:
         migration.abort(cluster, here)
     id = naming.image_id(cluster, other)
+    sharing.renew(fabric, cluster, entry)
     settle(fabric, entry, namespace=peer(fabric, entry), ceph_id=id)
     return catalog.image(fabric, tenant, name).record
 
@@ -106,6 +109,7 @@ def _carry_on(
         stage = Stage.EXECUTED
     if stage is Stage.EXECUTED:
         migration.commit(cluster, path)
+    sharing.renew(fabric, cluster, entry)
     settle(fabric, entry)
 
 
@@ -120,6 +124,7 @@ def _prepare(fabric: Fabric, cluster: Cluster, entry: ImageEntry) -> ImageEntry:
     if found.stage is Stage.NONE:
         try:
             _refuse_open(cluster, entry)
+            sharing.refuse_read(fabric, cluster, entry)
             migration.prepare(cluster, source, target)
         except AlreadyExists as error:
             settle(fabric, entry)

@@ -16,7 +16,7 @@ from storvirt.backends.mirror import Job, JobState
 from storvirt.backends.qmp import Qmp
 from storvirt.model import ImagePath
 from storvirt.moving import Phase
-from storvirt.service import attaching, catalog
+from storvirt.service import attaching, catalog, sharing
 from storvirt.service.catalog import ImageEntry
 from storvirt.service.relocating import peer, phase_of, settle, step
 from tenancy.backends.fabric import Fabric
@@ -69,6 +69,7 @@ def carry_on(
             with Qmp.connect(socket) as qmp:
                 _let_go(qmp, entry, old)
         images.remove(cluster, old)
+        sharing.renew(fabric, cluster, entry)
         settle(fabric, entry)
 
 

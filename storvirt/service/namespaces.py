@@ -1,14 +1,15 @@
 """A tenant's place in Ceph: an RBD namespace in a pool, and the key that reaches it alone."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from storvirt import caps
 from storvirt.backends import images, keys, namespaces, pools
 from storvirt.backends.cluster import Cluster
 from storvirt.caps import SharedImage
-from storvirt.model import Namespace, PoolName, State, TenantName
+from storvirt.model import ImagePath, Namespace, PoolName, State, TenantName
 from storvirt.service import catalog
-from storvirt.service.catalog import NamespaceEntry
+from storvirt.service.catalog import ImageEntry, NamespaceEntry
 from tenancy import service as tenants
 from tenancy.backends.codec import Row
 from tenancy.backends.fabric import Fabric
@@ -145,20 +146,35 @@ def set_caps(
 
 
 def shared_images(fabric: Fabric, cluster: Cluster, tenant: TenantName) -> list[SharedImage]:
-    """Other tenants' images that this one may read; what Ceph has lost is left out."""
+    """Other tenants' images that this one may read; what Ceph has lost is left out.
+
+    An image that is being moved may be in either pool, or in both.
+    """
     reader = tenants.find(fabric, tenant).id
     found = []
     for entry in catalog.images(fabric):
         if reader not in entry.row["shared_with"]:
             continue
-        try:
-            facts = images.describe(cluster, entry.record.path)
-        except NotFound:
-            continue
-        found.append(
-            SharedImage(namespace=entry.record.tenant, id=facts.id, data_prefix=facts.data_prefix)
-        )
+        for path in _paths(fabric, entry):
+            try:
+                facts = images.describe(cluster, path)
+            except NotFound:
+                continue
+            found.append(
+                SharedImage(
+                    namespace=entry.record.tenant, id=facts.id, data_prefix=facts.data_prefix
+                )
+            )
     return found
+
+
+def _paths(fabric: Fabric, entry: ImageEntry) -> list[ImagePath]:
+    path, other = entry.record.path, entry.row["moving_peer"]
+    held = catalog.namespaces(fabric, entry.record.tenant) if other else ()
+    return [
+        path,
+        *(replace(path, pool=space.record.pool) for space in held if space.row.id == other),
+    ]
 
 
 def _refuse_foreign(cluster: Cluster, tenant: str, pool: PoolName) -> None:

@@ -7,6 +7,7 @@ snapshots and what is in it now: Ceph's caps know objects, and a snapshot is no 
 
 from collections.abc import Sequence
 
+from storvirt.backends import images
 from storvirt.backends.cluster import Cluster
 from storvirt.model import ImageName, TenantName
 from storvirt.service import catalog, namespaces
@@ -69,6 +70,32 @@ def unshare(
     for reader in readers:
         namespaces.set_caps(fabric, cluster, TenantName(reader))
     return readers_of(fabric, tenant, name)
+
+
+def renew(fabric: Fabric, cluster: Cluster, entry: ImageEntry) -> None:
+    """Let those with whom the image is shared read it as it is now: one that has been moved has
+    another id, which their caps name."""
+    shared = _row(fabric, entry)["shared_with"]
+    for reader in fabric.select("Tenant") if shared else ():
+        if reader.id in shared:
+            namespaces.set_caps(fabric, cluster, TenantName(reader["name"]))
+
+
+def refuse_read(fabric: Fabric, cluster: Cluster, entry: ImageEntry) -> None:
+    """Raise Refused if a clone of another tenant is open, and so reads the image.
+
+    A session keeps the caps that it began with, for an hour perhaps, and they name the image's id.
+    """
+    snapshots = {row.id for row in fabric.select("Snapshot", image=entry.row.id)}
+    for clone in catalog.images(fabric) if entry.row["shared_with"] and snapshots else ():
+        if clone.tenant == entry.tenant or clone.row["parent"] not in snapshots:
+            continue
+        if users := images.users(cluster, clone.record.path):
+            raise Refused(
+                f"image {entry.record.name} is read by {clone.record.tenant}/{clone.record.name}, "
+                f"which is open on {', '.join(users)} and could not read it in another pool. Have "
+                "that guest stopped for the move."
+            )
 
 
 def readers_of(fabric: Fabric, tenant: str, name: ImageName) -> list[str]:
