@@ -8,6 +8,7 @@ command against a silent monitor waits five minutes, and one against a silent OS
 import errno
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +37,10 @@ class CommandFailed(Refused):
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
         self.code = code
+
+
+# Among them may be the protocol, `v2:`, and brackets around several.
+_ADDRESS = re.compile(r"((?:[0-9.]+|\[[0-9a-f:.]+\]):\d+/\d+)")
 
 
 class Cluster:
@@ -110,6 +115,10 @@ class Cluster:
     @property
     def fsid(self) -> str:
         return str(self._rados.get_fsid())
+
+    def own_addresses(self) -> list[str]:
+        """The addresses of this client, `IP:PORT/NONCE`."""
+        return _ADDRESS.findall(str(self._rados.get_addrs()))
 
     def command(self, prefix: str, **arguments: object) -> Any:
         """The answer of a monitor command, decoded. Raises CommandFailed."""

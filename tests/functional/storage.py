@@ -111,6 +111,7 @@ _SILENT = {
     "rename",
     "restore",
     "rollback",
+    "unfence",
     "unlock",
 }
 

@@ -3,12 +3,18 @@
 import json
 import signal
 import subprocess
+import time
 
 import pytest
 
+from lab import ceph
 from lab.host import Host
 from lab.lab import Lab
 from tests.functional.storage import Svctl, probe_command, until
+
+# Ceph's own settings give a paused OSD 20 s (osd_heartbeat_grace), a client that is silent 30 s
+# (osd_client_watch_timeout), and some for noticing. Another host may not have to wait for both.
+BOUND_S = 35.0
 
 pytestmark = [pytest.mark.functional, pytest.mark.ceph]
 
@@ -110,12 +116,139 @@ def _locks_and_writes(svctl: Svctl, key: str, tenant: str) -> bool:
     return bool(json.loads(svctl.host.run(argv, timeout_s=90).stdout)["owner"])
 
 
+def test_a_lost_hosts_disks_are_another_hosts_within_the_bound(
+    svctl: Svctl, red: str, ceph_lab: Lab
+) -> None:
+    h1, h2 = ceph_lab.host("h1"), ceph_lab.host("h2")
+    for name in ("first", "second", "calm"):
+        svctl("image", "create", name, "--tenant", red, "--size", "8MiB")
+    lost = [_writer(svctl, h1, red, "a", name) for name in ("first", "second")]
+    processes = [*lost, neighbour := _writer(svctl, h2, red, "n", "calm")]
+    try:
+        assert [_line(one) for one in processes] == ["wrote\n"] * 3
+        h1.pause(ceph.OSD)
+        for one in lost:
+            one.send_signal(signal.SIGSTOP)
+        began = time.monotonic()
+        fenced = svctl("host", "fence", "h1", "--yes")
+        processes.append(heir := _writer(svctl, h2, red, "b", "first"))
+        assert _line(heir) == "wrote\n"
+        took_s = time.monotonic() - began
+        # It is not lost at all, and goes on with what it had in mind.
+        h1.resume(ceph.OSD)
+        for one in lost:
+            one.send_signal(signal.SIGCONT)
+        for _ in range(30):
+            assert _line(heir) == _line(neighbour) == "wrote\n"
+        until(lambda: _up_osds(svctl) == 3, timeout_s=120)
+        late = _writer(svctl, h1, red, "c", "second")
+        processes.append(late)
+        assert _line(late) != "wrote\n"
+        heir.kill()
+        heir.wait()
+        assert {_first_block(svctl, red, "first") for _ in range(5)} == {"b" * 4096}
+    finally:
+        h1.resume(ceph.OSD)
+        for process in processes:
+            process.kill()
+            process.wait()
+        svctl("host", "unfence", "h1", "--yes")
+
+    assert took_s < BOUND_S
+    assert fenced["addresses"] == ["10.77.0.11"]
+    freed = {one["image"]: one for one in fenced["images"]}
+    assert freed.keys() == {"first", "second"}
+    assert {one["state"] for one in freed.values()} == {"free"}
+    # Who had a lock stays out for good.
+    blocklist = _blocklist(svctl)
+    assert "10.77.0.11:0/0" not in blocklist
+    assert all(client in blocklist for one in freed.values() for client in one["clients"])
+    until(lambda: _up_osds(svctl) == 3, timeout_s=120)
+    anew = _writer(svctl, h1, red, "d", "second")
+    try:
+        assert _line(anew) == "wrote\n"
+    finally:
+        anew.kill()
+        anew.wait()
+
+
+@pytest.mark.parametrize(
+    ("when", "function", "call"),
+    [
+        # The host is fenced; the guest's lock is there, and its client not fenced by itself.
+        ("after", "storvirt.backends.fencing.fence", 1),
+        ("after", "storvirt.backends.images.break_lock_of", 1),
+    ],
+)
+def test_a_fence_that_was_cut_off_is_finished_by_the_same_command(
+    svctl: Svctl, red: str, ceph_lab: Lab, when: str, function: str, call: int
+) -> None:
+    if "cut" not in svctl.images(red):
+        svctl("image", "create", "cut", "--tenant", red, "--size", "8MiB")
+    writer = _writer(svctl, ceph_lab.host("h1"), red, "a", "cut")
+    fence = ("host", "fence", "h1", "--yes")
+    try:
+        assert _line(writer) == "wrote\n"
+        owner = _owner(svctl, red, "cut")
+        died = ceph_lab.ctl.run(probe_command("dying", when, function, call, *fence), check=False)
+        assert died.returncode == 9, died.stderr
+
+        svctl(*fence)
+
+        assert _owner(svctl, red, "cut") is None
+        assert {owner, "10.77.0.11:0/0"} <= set(_blocklist(svctl))
+    finally:
+        writer.kill()
+        writer.wait()
+        svctl("host", "unfence", "h1", "--yes")
+    until(lambda: _up_osds(svctl) == 3, timeout_s=120)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("nowhere",), "host nowhere is not known"),
+        (("h1", "--address", "h1.example"), "'h1.example' does not appear to be an IPv4 or IPv6"),
+        (("ctl", "--address", "10.77.0.1"), "from which this command speaks to Ceph"),
+    ],
+)
+def test_what_is_no_host_that_can_be_fenced_is_refused(
+    svctl: Svctl, arguments: tuple[str, ...], words: str
+) -> None:
+    refused = svctl.refused("host", "fence", *arguments, "--yes")
+
+    assert words in refused.sentence, refused.sentence
+    assert not any(entry.endswith(":0/0") for entry in _blocklist(svctl))
+
+
+def _blocklist(svctl: Svctl) -> dict[str, str]:
+    dump = json.loads(svctl.host.run(["ceph", "osd", "dump", "--format=json"]).stdout)
+    return dict(dump["blocklist"])
+
+
+def _up_osds(svctl: Svctl) -> int:
+    status = json.loads(svctl.host.run(["ceph", "status", "--format=json"]).stdout)
+    return int(status["osdmap"]["num_up_osds"])
+
+
+def _owner(svctl: Svctl, tenant: str, name: str) -> str | None:
+    owner: str | None = svctl("image", "get", name, "--tenant", tenant)["lock_owner"]
+    return owner
+
+
+def _first_block(svctl: Svctl, tenant: str, name: str) -> str:
+    read = f"rbd export --no-progress vms/{tenant}/{name} - | head -c 4096"
+    return str(svctl.host.run(["sh", "-c", read]).stdout)
+
+
 def _line(process: subprocess.Popen[str]) -> str:
     assert process.stdout is not None
     return str(process.stdout.readline())
 
 
-def _writer(svctl: Svctl, host: Host, tenant: str, letter: str) -> subprocess.Popen[str]:
-    key = svctl("image", "attach", "root", "--tenant", tenant)
-    argv = probe_command("pacer", key["user"], key["key"], key["pool"], tenant, "root", letter)
+def _writer(
+    svctl: Svctl, host: Host, tenant: str, letter: str, image: str = "root"
+) -> subprocess.Popen[str]:
+    key = svctl("image", "attach", image, "--tenant", tenant)
+    argv = probe_command("pacer", key["user"], key["key"], key["pool"], tenant, image, letter)
     return host.popen(argv, stdout=subprocess.PIPE, text=True)

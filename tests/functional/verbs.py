@@ -62,6 +62,9 @@ SPECIAL: dict[tuple[str, ...], list[str]] = {
     ("namespace", "delete"): ["{tenant}-4", "--pool", "{pool}", "--yes"],
     ("tier", "create"): ["{pool}", "--cache", "{pool}-gone"],
     ("tier", "set"): ["{pool}", "objects=1000"],
+    # Nobody's address: see RFC 5737.
+    ("host", "fence"): ["nobody", "--address", "192.0.2.7", "--yes"],
+    ("host", "unfence"): ["nobody", "--address", "192.0.2.7", "--yes"],
     ("image", "set"): ["disk", "--iops-limit", "100", "--tenant", "{tenant}"],
     ("image", "rename"): ["old", "renamed", "--tenant", "{tenant}"],
     ("image", "export"): [
