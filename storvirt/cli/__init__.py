@@ -20,6 +20,7 @@ from storvirt.cli import (
     group,
     harden,
     heat,
+    host,
     image,
     migrate,
     namespace,
@@ -30,6 +31,7 @@ from storvirt.cli import (
     status,
     tier,
     trash,
+    usage,
 )
 from tenancy import settings
 from tenancy.cli import DatabaseOption, Session, root, run, tenant_app
@@ -70,10 +72,12 @@ app.add_typer(group.app, name="group")
 app.add_typer(trash.app, name="trash")
 app.add_typer(tier.app, name="tier")
 app.add_typer(heat.app, name="heat")
+app.add_typer(host.app, name="host")
 app.command("migrate")(migrate.migrate)
 app.command("place")(place.place)
 app.command("pin")(pin.pin)
 app.command("unpin")(pin.unpin)
+app.command("usage")(usage.usage)
 app.command("status")(status.status)
 app.command("harden")(harden.harden)
 

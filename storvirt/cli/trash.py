@@ -9,7 +9,8 @@ import typer
 from storvirt.cli.bulk import show_outcome
 from storvirt.cli.common import MaybeTenant, TenantOption, fabric_and_ceph
 from storvirt.cli.progress import progress_bar
-from storvirt.model import image_name
+from storvirt.cli.rounds import repeat
+from storvirt.model import duration, image_name
 from tenancy.cli import Format, Output, Yes, confirm, session, show
 from tenancy.errors import InvalidRequest
 from tenancy.names import format_size
@@ -75,6 +76,10 @@ def purge(
     everything: Annotated[
         bool, typer.Option("--all", help="Also what has not expired yet.")
     ] = False,
+    every: Annotated[
+        str | None,
+        typer.Option(help="Go on, and do it again after this time.", show_default="once"),
+    ] = None,
     yes: Yes = False,
 ) -> None:
     """Delete for good what has expired, or these images, and give their quota back."""
@@ -82,6 +87,11 @@ def purge(
 
     if which and everything:
         raise InvalidRequest("name images, or give --all, not both.")
+    if every is not None:
+        if which or everything:
+            raise InvalidRequest("--every is for what expires: name no images, and not --all.")
+        owner = ["--tenant", tenant] if tenant else []
+        repeat(session(context), ["trash", "purge", *owner], duration(every))
     if which or everything:
         confirm(f"Delete {', '.join(which) if which else 'all'} in the trash for good?", yes=yes)
     with (
