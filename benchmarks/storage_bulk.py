@@ -18,14 +18,14 @@ from lab.host import Host
 from lab.lab import Lab
 
 COUNT = int(os.environ.get("VIRTKIT_BENCH_COUNT", "1000"))
-CALLS = 40
+CALLS = 100
 PROMISED_MS = 5.0
 TIMEOUT_S = 1200.0
 DRIVER = Path(__file__).resolve().with_name("storage_bulk_driver.py")
 
 
 def figures() -> list[Figure]:
-    """Clone, snapshot, delete and create, ours and the peer's, and the refusal by quota."""
+    """Clone, create, snapshot and delete, ours and the peer's, and the refusal by quota."""
     with Lab.up(f"bench-storage-{os.getpid()}", hosts=3, ceph=True) as lab:
         return measure(lab.ctl)
 
@@ -65,6 +65,12 @@ def measure(ctl: Host) -> list[Figure]:
         lambda: svctl("image", "clone", "golden@base", "web", "--count", str(COUNT), *mine),
         lambda n: rbd("clone", parent, f"{place}/peer-{n}", "--rbd-default-clone-format=2"),
     )
+    compare(
+        "create_ms",
+        lambda: svctl("image", "create", "new", "--count", str(COUNT), "--size", "1GiB", *mine),
+        lambda n: rbd("create", "--size", "1G", f"{place}/empty-{n}"),
+    )
+    svctl("image", "delete", "new", "--count", str(COUNT), *mine, "--yes")
     compare(
         "snapshot_ms",
         lambda: svctl("snapshot", "create", "--all", "--name", "nightly", *mine),
