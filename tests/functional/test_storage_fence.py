@@ -223,10 +223,12 @@ def test_a_fence_that_was_cut_off_is_finished_by_the_same_command(
 def test_what_is_no_host_that_can_be_fenced_is_refused(
     svctl: Svctl, arguments: tuple[str, ...], words: str
 ) -> None:
+    before = {entry for entry in _blocklist(svctl) if entry.endswith(":0/0")}
+
     refused = svctl.refused("host", "fence", *arguments, "--yes")
 
     assert words in refused.sentence, refused.sentence
-    assert not any(entry.endswith(":0/0") for entry in _blocklist(svctl))
+    assert {entry for entry in _blocklist(svctl) if entry.endswith(":0/0")} == before
 
 
 def _blocklist(svctl: Svctl) -> dict[str, str]:
