@@ -27,7 +27,7 @@ from tenancy.model import TenantId
 # What an agent replicates; commands read whole rows.
 AGENT_COLUMNS = {
     "Fabric": ("cfg",),
-    "Network": ("tenant", "name", "overlay", "segment_id", "mtu", "host_access", "labels"),
+    "Network": ("tenant", "name", "overlay", "segment_id", "mtu", "cfg", "host_access", "labels"),
     "Subnet": ("network", "cidr", "gateway", "pools", "dns", "dhcp"),
     "Port": ("tenant", "network", "name", "mac", "kind", "host", "labels"),
     "Address": ("network", "port", "ip", "host"),
@@ -45,6 +45,13 @@ AGENT_COLUMNS = {
         "version",
         "labels",
     ),
+}
+
+# Those whose few values stand in very many rows, and are kept once.
+REPEATED_COLUMNS = {
+    "Port": ("tenant", "network", "kind"),
+    "Address": ("network",),
+    "Binding": ("network", "host", "claim", "active"),
 }
 
 

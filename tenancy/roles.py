@@ -8,7 +8,7 @@ What may be *read* is not restricted.
 The role `host` is that of node agents. They write their own Host row, claim ports, and make ports
 for containers and for themselves. `Port.host` and `Address.host` say which host alone may hold
 the port, and so make a port what it is: its own. They charge quotas and ask for acknowledgements,
-so that what a tenant has left and `Fabric.cfg` are numbers that a host may change.
+so that what a tenant has left, `Fabric.cfg` and `Network.cfg` are numbers that a host may change.
 """
 
 import hashlib
@@ -54,6 +54,7 @@ PERMISSIONS = {
         Permission("Address", "host", True, ()),
         Permission("Quota", None, False, ("available",)),
         Permission("Fabric", None, False, ("cfg",)),
+        Permission("Network", None, False, ("cfg",)),
     )
 }
 

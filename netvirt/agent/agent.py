@@ -40,7 +40,7 @@ from netvirt.backends.revalidation import Revalidation
 from netvirt.backends.vswitch import DEFAULT_REMOTE, Bridge, VSwitch
 from netvirt.model import GATEWAY_MAC, NetworkId, Overlay, PortId, PortKind
 from netvirt.observed import Interface
-from netvirt.rows import AGENT_COLUMNS
+from netvirt.rows import AGENT_COLUMNS, REPEATED_COLUMNS
 from netvirt.service.hosts import HEARTBEAT_S
 from tenancy.backends.codec import Row
 from tenancy.backends.requests import Requests
@@ -91,7 +91,7 @@ class Agent:
             tunnels=tuple((TUNNEL_NAMES[overlay], str(overlay)) for overlay in Overlay),
             tunnel_ip=config.tunnel_ip,
         )
-        self._watch = FabricWatch(config.db, AGENT_COLUMNS)
+        self._watch = FabricWatch(config.db, AGENT_COLUMNS, REPEATED_COLUMNS)
         self._watch.set_interest_in_all("Fabric")
         self._watch.set_interest("Host", [("name", config.host_name)])
         self._watch.set_interest("Binding", [("host", config.host_name)])
@@ -279,7 +279,7 @@ class Agent:
         # every new one change what is asked for, and flows wait until that is answered.
         wanted = interest.clauses(
             self._config.host_name,
-            self._knowledge.interfaces.keys() - self._knowledge.ports.keys(),
+            [port for port in self._knowledge.interfaces if port not in self._knowledge.ports],
             self._networks_asked,
             self._knowledge.remote_hosts(),
         )
@@ -365,7 +365,7 @@ class Agent:
             return
         writes = self._binding_writes()
         own_row = self._knowledge.own_row
-        report = self._host_report(own_row)
+        report = self._host_report(own_row, bool(writes))
         if own_row is None:
             writes.append(Insert("Host", report))
         elif report:
@@ -404,8 +404,13 @@ class Agent:
                 writes.append(Delete(row))
         return writes
 
-    def _host_report(self, own: Row | None) -> dict[str, object]:
-        """What differs between the host's row and what should be there."""
+    def _host_report(self, own: Row | None, also: bool) -> dict[str, object]:
+        """What differs between the host's row and what should be there.
+
+        That everything is applied is said at once if somebody waits for it, and otherwise when
+        something is written anyway, `also` for one: a change of a network that this host does
+        not hold costs it nothing.
+        """
         report: dict[str, object] = {}
         now = time.monotonic()
         if now >= self._heartbeat_due or own is None:
@@ -426,7 +431,9 @@ class Agent:
         if problems != (own["problems"] if own else frozenset()):
             report["problems"] = problems
         caught_up = self._programmer.idle and self._gateways.idle and not self._unexamined
-        if caught_up and self._knowledge.cfg != (own["cfg"] if own else None):
+        waited_for = own is None or own["cfg"] < self._knowledge.asked_cfg
+        is_news = own is None or self._knowledge.cfg != own["cfg"]
+        if caught_up and is_news and (waited_for or report or also):
             report["cfg"] = self._knowledge.cfg
         return report
 

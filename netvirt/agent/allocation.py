@@ -181,7 +181,7 @@ class PortOrder:
             amounts = {Resource.PORTS: 1, Resource.ADDRESSES: len(port.addresses)}
             ledger.charge(changes, port.tenant, plan.tenant_name, amounts)
         if plan.acknowledged:
-            changes.request_acknowledgement()
+            changes.request_acknowledgement(network)
         self._changes, self._pending = changes, self._requests.commit(changes)
 
     def _retry(self, error: UniqueViolation) -> None:

@@ -39,6 +39,9 @@ class Knowledge:
         self.host_name = host_name
         self._own_name = host_port_name(host_name)
         self.cfg = 0
+        # The change that somebody waits for this host to apply, as far as is known.
+        self.asked_cfg = 0
+        self._asked = False
         self.networks: dict[NetworkId, Network] = {}
         self.ports: dict[PortId, Port] = {}
         self.bindings: dict[PortId, dict[UUID, Binding]] = {}
@@ -52,6 +55,7 @@ class Knowledge:
         self.attached: frozenset[PortId] = frozenset()
         self.own_ports: dict[NetworkId, PortId] = {}
         self._rows: dict[tuple[str, UUID], Row] = {}
+        self._members: dict[NetworkId, set[PortId]] = {}
         self._subnets: dict[NetworkId, set[UUID]] = {}
         self._addresses: dict[PortId, set[UUID]] = {}
         self._bound_to: dict[str, set[PortId]] = {}
@@ -73,6 +77,7 @@ class Knowledge:
                 self.cfg = row["cfg"] if row else self.cfg
             case "Network":
                 self.dirty_networks.add(NetworkId(row_id))
+                self._asked |= row is not None and (old is None or old["cfg"] != row["cfg"])
             case "Subnet":
                 _move(self._subnets, "network", old, row, self.dirty_networks)
             case "Port":
@@ -132,6 +137,9 @@ class Knowledge:
 
     def refresh(self) -> tuple[set[NetworkId], set[PortId]]:
         """Bring the model up to date; the networks and ports that may have changed."""
+        if self._asked:
+            # `Fabric.cfg` is changed together with the network's, and so is known by now.
+            self._asked, self.asked_cfg = False, self.cfg
         networks, self.dirty_networks = self.dirty_networks, set()
         ports, self.dirty_ports = self.dirty_ports, set()
         for network in networks:
@@ -142,20 +150,22 @@ class Knowledge:
                 subnets = [self._rows["Subnet", i] for i in self._subnets.get(network, ())]
                 if network not in self.networks:
                     # Whether a port has a location depends on its network's overlay.
-                    ports |= {p for p, port in self.ports.items() if port.network == network}
+                    ports |= self._members.get(network, set())
                 self.networks[network] = rows.network(row, subnets)
         for port in ports:
             row = self._rows.get(("Port", port))
             _, announced = self._announced.get(port, (0, None))
             if row is None and announced is not None:
-                self.ports[port] = announced
+                self._set_port(port, announced)
             elif row is None:
-                gone = self.ports.pop(port, None)
+                gone = self.ports.get(port)
                 if gone is not None and self.own_ports.get(gone.network) == port:
                     del self.own_ports[gone.network]
+                self._set_port(port, None)
             else:
                 addresses = [self._rows["Address", i] for i in self._addresses.get(port, ())]
-                self.ports[port] = found = rows.port(row, addresses)
+                found = rows.port(row, addresses)
+                self._set_port(port, found)
                 if found.kind is PortKind.HOST and found.name == self._own_name:
                     self.own_ports[found.network] = port
         return networks, ports
@@ -217,6 +227,18 @@ class Knowledge:
         return frozenset(host.tunnel_ip for host in hosts if host and host.tunnel_ip)
 
     # Indexes
+
+    def _set_port(self, port_id: PortId, port: Port | None) -> None:
+        """Keep a port, among those of its network; a port's network never changes."""
+        before = self.ports.pop(port_id, None)
+        if port is not None:
+            self.ports[port_id] = port
+            self._members.setdefault(port.network, set()).add(port_id)
+        elif before is not None:
+            members = self._members[before.network]
+            members.discard(port_id)
+            if not members:
+                del self._members[before.network]
 
     def _set_binding(self, row_id: UUID, old: Row | None, row: Row | None) -> None:
         if old is not None:

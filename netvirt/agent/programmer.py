@@ -139,7 +139,8 @@ class Programmer:
             self._stage = Stage.FOLLOWING
         else:
             wanted = {cookie: flow for cookie, flow in self._pending.items() if flow is not None}
-            concerned = self._installed & self._pending.keys()
+            # The operator `&` would go through all that is installed.
+            concerned = {cookie for cookie in self._pending if cookie in self._installed}
             bundle = difference(wanted, concerned)
         self._pending.clear()
         if bundle:

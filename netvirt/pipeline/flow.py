@@ -127,11 +127,11 @@ class Flow:
     actions: tuple[Action, ...]
     category: Category
 
-    @cached_property
+    @property
     def match_text(self) -> str:
         return ",".join(condition.text() for condition in self.match)
 
-    @cached_property
+    @property
     def text(self) -> str:
         """The flow as ovs-ofctl(8) writes it, without cookie."""
         match = f",{self.match_text}" if self.match else ""
@@ -140,7 +140,10 @@ class Flow:
 
     @cached_property
     def cookie(self) -> int:
-        """64 bits: the category, then a digest of the text."""
+        """64 bits: the category, then a digest of the text.
+
+        It is kept and the text is not, which would take several times as much memory.
+        """
         digest = blake2b(self.text.encode(), digest_size=7).digest()
         return int.from_bytes(bytes([self.category]) + digest, "big")
 

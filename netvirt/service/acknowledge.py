@@ -1,16 +1,9 @@
 """Waiting until the hosts that a change concerns have applied it."""
 
-from uuid import UUID
-
 from tenancy.backends.fabric import Fabric
 from tenancy.errors import BackendUnavailable
 
 DEFAULT_WAIT_S = 30.0
-
-
-def hosts_of_network(fabric: Fabric, network: UUID) -> frozenset[str]:
-    """Hosts where a port of the network is bound."""
-    return frozenset(row["host"] for row in fabric.select("Binding", network=network))
 
 
 def wait_for_hosts(

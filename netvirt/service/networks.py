@@ -8,7 +8,7 @@ from uuid import UUID
 from netvirt import admit, allocate, rows
 from netvirt.model import SEGMENT_IDS, Host, IPNetwork, Network, Overlay, PortKind
 from netvirt.service import host_ports
-from netvirt.service.acknowledge import hosts_of_network, wait_for_hosts
+from netvirt.service.acknowledge import wait_for_hosts
 from tenancy import ledger
 from tenancy import service as tenants
 from tenancy.backends.codec import Row
@@ -154,7 +154,7 @@ def change(
 
     Without host access, the hosts' own ports go."""
 
-    def build(transaction: Transaction) -> UUID:
+    def build(transaction: Transaction) -> None:
         row = find(fabric, tenant_name, name)
         subnets = {ip_network(one["cidr"]): one for one in fabric.select("Subnet", network=row.id)}
         cidrs: dict[int, IPNetwork] = {cidr.version: cidr for cidr in sorted(subnets, key=_version)}
@@ -178,14 +178,13 @@ def change(
                 transaction.update(subnet, {"dhcp": dhcp})
         transaction.guard(row)
         if wait_s is not None:
-            transaction.request_acknowledgement()
+            transaction.request_acknowledgement(row.id)
         made.append(transaction)
-        return row.id
 
     made: list[Transaction] = []
-    network = fabric.change(build)
+    fabric.change(build)
     if wait_s is not None:
-        concerned = hosts_of_network(fabric, network)
+        concerned = made[-1].holders
         if host_access:
             # Those that are still to have a port in it, too.
             concerned |= {host["name"] for host in fabric.select("Host")}

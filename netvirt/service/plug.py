@@ -9,7 +9,7 @@ from ipaddress import ip_interface
 
 from netvirt.backends import attach, container_links, links
 from netvirt.service import host_ports
-from netvirt.service.acknowledge import hosts_of_network, wait_for_hosts
+from netvirt.service.acknowledge import wait_for_hosts
 from netvirt.service.attachments import check_not_attached
 from netvirt.service.ports import PortState
 from tenancy.backends.codec import Row
@@ -96,11 +96,11 @@ def wait_until_bound(
             f"within {timeout_s:g} s. See whether it runs: `nvctl host get {host_name}`."
         )
     transaction = fabric.transaction()
-    transaction.request_acknowledgement()
+    transaction.request_acknowledgement(state.network.id)
     transaction.commit()
     here = frozenset({host_name})
     wait_for_hosts(fabric, f"port {state.port.name}", transaction.cfg, here, timeout_s)
-    others = hosts_of_network(fabric, state.network.id) - here
+    others = transaction.holders - here
     return fabric.wait_for_hosts(transaction.cfg or 0, others, min(timeout_s, OTHER_HOSTS_WAIT_S))
 
 

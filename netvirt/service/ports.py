@@ -1,9 +1,10 @@
 """Ports: create with address and MAC, find, list, change, delete."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from netvirt import admit, allocate, rows
 from netvirt.model import (
@@ -11,14 +12,14 @@ from netvirt.model import (
     IPAddress,
     Mac,
     Network,
-    NetworkId,
     Port,
+    PortId,
     PortKind,
     Subnet,
     holder,
 )
 from netvirt.service import attachments, host_ports, hosts, networks
-from netvirt.service.acknowledge import hosts_of_network, wait_for_hosts
+from netvirt.service.acknowledge import wait_for_hosts
 from tenancy import ledger
 from tenancy import service as tenants
 from tenancy.backends.codec import Row
@@ -74,51 +75,70 @@ def create(
     mac = admit.check_port_mac(name, Mac.parse(request.mac)) if request.mac else None
     wanted = [admit.parse_address(f"port {name}", text) for text in request.addresses]
     made: list[Transaction] = []
+    # What is chosen is nearly always free, and the database refuses it if it is not. Only then
+    # is it worth looking: the server reads a whole table to find out.
+    taken: Counter[str] = Counter()
 
-    def build(transaction: Transaction) -> UUID:
+    def build(transaction: Transaction) -> PortState:
         made.append(transaction)
         network_row = networks.find(fabric, tenant_name, network_name)
         subnets = fabric.select("Subnet", network=network_row.id)
         transaction.guard(network_row, "host_access")
         host_ports.check_port_name(fabric, name, network_row)
-        port = transaction.insert(
+        network = rows.network(network_row, subnets)
+        port_mac = mac or allocate.mac(network.id, name, taken["mac"])
+        chosen = _choose_addresses(
+            fabric, transaction, name, network_name, subnets, wanted, look=taken["ip"] > 0
+        )
+        port = Port(
+            id=PortId(uuid4()),
+            tenant=network.tenant,
+            network=network.id,
+            name=name,
+            mac=port_mac,
+            kind=request.kind,
+            addresses=tuple(address for _, address in chosen),
+            host=request.host,
+            labels=request.labels or {},
+        )
+        transaction.insert_as(
+            port.id,
             "Port",
             {
-                "tenant": network_row["tenant"],
-                "network": network_row.id,
-                "name": name,
-                "mac": str(mac or _allocate_mac(fabric, network_row.id, name)),
-                "kind": request.kind,
-                "host": request.host,
-                "labels": request.labels or {},
+                "tenant": port.tenant,
+                "network": port.network,
+                "name": port.name,
+                "mac": str(port.mac),
+                "kind": port.kind,
+                "host": port.host,
+                "labels": port.labels,
             },
         )
-        chosen = _choose_addresses(fabric, transaction, name, network_name, subnets, wanted)
         for subnet, address in chosen:
-            columns = {"network": network_row.id, "subnet": subnet.id, "port": port}
-            transaction.insert("Address", {**columns, "ip": str(address), "host": request.host})
+            columns = {"network": port.network, "subnet": subnet.id, "port": port.id}
+            transaction.insert("Address", {**columns, "ip": str(address), "host": port.host})
         amounts = {Resource.PORTS: 1, Resource.ADDRESSES: len(chosen)}
-        ledger.charge(transaction, network_row["tenant"], tenant_name, amounts)
+        ledger.charge(transaction, port.tenant, tenant_name, amounts)
         if wait_s is not None:
-            transaction.request_acknowledgement()
-        return network_row.id
+            transaction.request_acknowledgement(port.network)
+        return PortState(port=port, network=network, tenant_name=tenant_name, binding=None)
 
     def is_race(error: UniqueViolation) -> bool:
         """Whether virtkit chose the value that is taken, and so can choose another."""
+        taken.update(error.columns)
         if "mac" in error.columns:
             return mac is None
         return "ip" in error.columns and _named(error, wanted) is None
 
     try:
-        network = fabric.change(build, is_race)
+        state = fabric.change(build, is_race)
     except UniqueViolation as error:
         raise _taken(error, name, network_name, mac, wanted) from error
     except ReferenceViolation as error:
         raise Conflict(f"port {name}: network {network_name} has just been deleted.") from error
     if wait_s is not None:
-        holders = hosts_of_network(fabric, network)
-        wait_for_hosts(fabric, f"port {name}", made[-1].cfg, holders, wait_s)
-    return get(fabric, tenant_name, network_name, name)
+        wait_for_hosts(fabric, f"port {name}", made[-1].cfg, made[-1].holders, wait_s)
+    return state
 
 
 def get(fabric: Fabric, tenant_name: str, network_name: str, name: str) -> PortState:
@@ -224,7 +244,7 @@ def delete(
     """Remove a port with its addresses. One that is bound to a host needs `force`."""
     made: list[Transaction] = []
 
-    def build(transaction: Transaction) -> frozenset[str]:
+    def build(transaction: Transaction) -> None:
         made.append(transaction)
         row = find(fabric, tenant_name, network_name, name)
         host_ports.check_not_host_port(name, row["kind"], network_name, "deleted by hand")
@@ -243,19 +263,19 @@ def delete(
             transaction.require_none("Binding", port=row.id)
         # Two deleters must not both give the quota back.
         transaction.require("Port", id=row.id)
+        if wait_s is not None:
+            # Ahead of the deletion: the host that held the port is concerned as well.
+            transaction.request_acknowledgement(row["network"])
         transaction.delete_where("Binding", port=row.id)
         transaction.delete_where("Address", port=row.id)
         transaction.delete_where("Attachment", port=row.id)
         transaction.delete(row)
         amounts = {Resource.PORTS: 1, Resource.ADDRESSES: len(addresses)}
         ledger.refund(transaction, row["tenant"], amounts)
-        if wait_s is not None:
-            transaction.request_acknowledgement()
-        return hosts_of_network(fabric, row["network"]) if wait_s is not None else frozenset()
 
-    holders = fabric.change(build)
+    fabric.change(build)
     if wait_s is not None:
-        wait_for_hosts(fabric, f"port {name}", made[-1].cfg, holders, wait_s)
+        wait_for_hosts(fabric, f"port {name}", made[-1].cfg, made[-1].holders, wait_s)
 
 
 def _state(fabric: Fabric, row: Row) -> PortState:
@@ -285,8 +305,13 @@ def _choose_addresses(
     network: str,
     subnet_rows: list[Row],
     wanted: Sequence[IPAddress],
+    *,
+    look: bool,
 ) -> list[tuple[Row, IPAddress]]:
-    """An address in every subnet: the one wanted there, or else a free one."""
+    """An address in every subnet: the one wanted there, or else one that is free.
+
+    `look` whether it is; without, the next one is taken for it.
+    """
     subnets = [(row, rows.subnet(row)) for row in subnet_rows]
     subnets.sort(key=lambda found: found[1].cidr.version)
     given = admit.check_port_addresses(port, network, wanted, [subnet for _, subnet in subnets])
@@ -294,7 +319,7 @@ def _choose_addresses(
         (
             row,
             given.get(subnet.id)
-            or _allocate_address(fabric, transaction, port, network, row, subnet),
+            or _allocate_address(fabric, transaction, port, network, row, subnet, look=look),
         )
         for row, subnet in subnets
     ]
@@ -307,12 +332,16 @@ def _allocate_address(
     network: str,
     row: Row,
     subnet: Subnet,
+    *,
+    look: bool,
 ) -> IPAddress:
     """A free address; the transaction goes through only if nobody else was given it."""
     cursor = ip_address(row["cursor"]) if row["cursor"] else None
     address = allocate.address(
         allocate.addresses_from(subnet.cidr, subnet.gateway, subnet.pools, cursor),
-        is_taken=lambda ip: fabric.find("Address", network=row["network"], ip=str(ip)) is not None,
+        is_taken=lambda ip: (
+            look and fabric.find("Address", network=row["network"], ip=str(ip)) is not None
+        ),
         all_taken=lambda: {
             ip_address(taken["ip"]) for taken in fabric.select("Address", subnet=row.id)
         },
@@ -325,15 +354,6 @@ def _allocate_address(
     transaction.guard(row, "cursor")
     transaction.update(row, {"cursor": str(address)})
     return address
-
-
-def _allocate_mac(fabric: Fabric, network: UUID, port: str) -> Mac:
-    attempt = 0
-    while True:
-        mac = allocate.mac(NetworkId(network), port, attempt)
-        if fabric.find("Port", network=network, mac=str(mac)) is None:
-            return mac
-        attempt += 1
 
 
 def _named(error: UniqueViolation, addresses: Sequence[IPAddress]) -> IPAddress | None:

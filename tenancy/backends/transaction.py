@@ -43,6 +43,8 @@ class Changes:
     def __init__(self, remote: str) -> None:
         self._remote = remote
         self.cfg: int | None = None
+        # The hosts that held the network for which an acknowledgement was requested.
+        self.holders: frozenset[str] = frozenset()
         self._operations: list[dict[str, Any]] = []
         self._on_failure: dict[int, Callable[[str], VirtkitError]] = {}
         self._cfg_at: int | None = None
@@ -124,12 +126,28 @@ class Changes:
         found = [{column: codec.encode(row[column])} for row in rows]
         self._wait(table, equals, (column,), "==", found)
 
-    def request_acknowledgement(self) -> None:
-        """Bump `Fabric.cfg`; after commit, `cfg` is the number that hosts will acknowledge."""
+    def request_acknowledgement(self, network: UUID) -> None:
+        """Ask the hosts that hold a network to say when they have applied this.
+
+        After commit, `cfg` is the number that they will acknowledge, and `holders` are those with
+        a port of the network bound before the operations that come after this call. Only they
+        hear of `Network.cfg`, so nobody else answers.
+        """
         self.mutate("Fabric", {}, [("cfg", "+=", 1)])
+        self.mutate("Network", {"id": network}, [("cfg", "+=", 1)])
         self._cfg_at = len(self._operations)
         self._operations.append(
             {"op": "select", "table": "Fabric", "where": [], "columns": ["cfg"]}
+        )
+        # Rows that are equal in the columns that are asked for are sent once: a row for a host,
+        # however many ports it has.
+        self._operations.append(
+            {
+                "op": "select",
+                "table": "Binding",
+                "where": where({"network": network}),
+                "columns": ["host"],
+            }
         )
 
     def conclude(self, results: Sequence[Any]) -> None:
@@ -140,6 +158,7 @@ class Changes:
         if self._cfg_at is not None:
             rows = results[self._cfg_at]["rows"]
             self.cfg = rows[0]["cfg"] if rows else 0
+            self.holders = frozenset(row["host"] for row in results[self._cfg_at + 1]["rows"])
 
     def _wait(
         self,

@@ -116,7 +116,7 @@ def test_of_two_at_once_with_the_same_addresses_one_gets_host_access(
 ) -> None:
     transaction = fabric.transaction()
     host_ports.check_network(fabric, transaction, "back", [])
-    transaction.request_acknowledgement()
+    transaction.update(networks.find(fabric, "red", "front"), {"labels": {"x": "y"}})
 
     with Fabric.connect(fabric_remote) as rival:
         make(rival, "blue", "other", "10.2.0.0/24", host_access=True)

@@ -235,7 +235,7 @@ def test_a_host_writes_what_is_its_own(realm: Realm, operator: Fabric) -> None:
             {"count": 1}
         ]
         asked = own.transaction()
-        asked.request_acknowledgement()
+        asked.request_acknowledgement(operator.select("Network")[0].id)
         asked.commit()
 
     assert hosts.get(operator, "h7").cfg == 3
