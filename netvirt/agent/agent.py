@@ -26,6 +26,7 @@ from netvirt.agent.cni_server import CniServer
 from netvirt.agent.dhcp_server import DhcpServer
 from netvirt.agent.gateways import Gateways
 from netvirt.agent.knowledge import Knowledge
+from netvirt.agent.learning import learn
 from netvirt.agent.parts import Parts
 from netvirt.agent.programmer import Programmer
 from netvirt.agent.sweep import sweep
@@ -249,13 +250,7 @@ class Agent:
 
     def _learn(self) -> None:
         """Have the topology follow what is known."""
-        networks, ports = self._knowledge.refresh()
-        for network in networks:
-            self._topology.set_network(network, self._knowledge.networks.get(network))
-        for port in ports:
-            found = self._knowledge.ports.get(port)
-            self._topology.set_port(port, found, self._knowledge.location(port))
-        self._unexamined |= ports
+        self._unexamined |= learn(self._knowledge, self._topology)
 
     def _note_connection(self, what: str, remote: str, connected: bool) -> None:
         """Log that a database came or went, for whoever wonders why nothing follows."""

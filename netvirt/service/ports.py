@@ -101,22 +101,7 @@ def create(
             host=request.host,
             labels=request.labels or {},
         )
-        transaction.insert_as(
-            port.id,
-            "Port",
-            {
-                "tenant": port.tenant,
-                "network": port.network,
-                "name": port.name,
-                "mac": str(port.mac),
-                "kind": port.kind,
-                "host": port.host,
-                "labels": port.labels,
-            },
-        )
-        for subnet, address in chosen:
-            columns = {"network": port.network, "subnet": subnet.id, "port": port.id}
-            transaction.insert("Address", {**columns, "ip": str(address), "host": port.host})
+        insert(transaction, port, [subnet.id for subnet, _ in chosen])
         amounts = {Resource.PORTS: 1, Resource.ADDRESSES: len(chosen)}
         ledger.charge(transaction, port.tenant, tenant_name, amounts)
         if wait_s is not None:
@@ -139,6 +124,26 @@ def create(
     if wait_s is not None:
         wait_for_hosts(fabric, f"port {name}", made[-1].cfg, made[-1].holders, wait_s)
     return state
+
+
+def insert(transaction: Transaction, port: Port, subnets: Sequence[UUID]) -> None:
+    """Have the transaction write a port with its addresses, one in each of these subnets."""
+    transaction.insert_as(
+        port.id,
+        "Port",
+        {
+            "tenant": port.tenant,
+            "network": port.network,
+            "name": port.name,
+            "mac": str(port.mac),
+            "kind": port.kind,
+            "host": port.host,
+            "labels": port.labels,
+        },
+    )
+    for address, subnet in zip(port.addresses, subnets, strict=True):
+        columns = {"network": port.network, "subnet": subnet, "port": port.id}
+        transaction.insert("Address", {**columns, "ip": str(address), "host": port.host})
 
 
 def get(fabric: Fabric, tenant_name: str, network_name: str, name: str) -> PortState:

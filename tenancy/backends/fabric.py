@@ -89,6 +89,15 @@ class Fabric:
         rows = self.select(table, **equals)
         return rows[0] if rows else None
 
+    def values(self, table: str, column: str, **equals: Value) -> set[Value]:
+        """What stands in one column of these rows, each value once: far less than the rows."""
+        operation = {"op": "select", "table": table, "where": where(equals), "columns": [column]}
+        [result] = self._rpc.call("transact", [DATABASE, operation])
+        if "rows" not in result:
+            raise self._other_schema(f"{result.get('error')}: {result.get('details')}")
+        shape = codec.shapes()[table][column]
+        return {codec.decode(shape, row[column]) for row in result["rows"]}
+
     def top(self) -> Row:
         """The one row of table Fabric."""
         row = self.find("Fabric")
