@@ -24,6 +24,8 @@ SOCKETS = {NORTH: "/run/ovn-nb.sock", SOUTH: "/run/ovn-sb.sock"}
 SCHEMAS = {NORTH: "ovn-nb.ovsschema", SOUTH: "ovn-sb.ovsschema"}
 SOUTH_PORT = 6642
 WAIT_S = 300.0
+PROBE_S = 60
+ASK_AGAIN_S = 10.0
 
 
 def unpack() -> None:
@@ -46,10 +48,6 @@ class Ovn(Side):
         self._start_central(lab.ctl)
         for host in lab.hosts:
             self._start_controller(host, lab.ctl.address)
-        self._rpcs = {
-            database: Rpc.connect(f"unix:{lab.ctl.path(path)}", WAIT_S)
-            for database, path in SOCKETS.items()
-        }
         [switch, *_] = self._transact(
             NORTH, {"op": "insert", "table": "Logical_Switch", "row": {"name": "front"}}
         )
@@ -112,7 +110,7 @@ class Ovn(Side):
             ctl.run(["ovsdb-tool", "create", file, str(schema)])
             remotes = [f"--remote=punix:{path}"]
             if database == SOUTH:
-                remotes.append(f"--remote=ptcp:{SOUTH_PORT}:{ctl.address}")
+                remotes.append(f"--remote=db:{SOUTH},SB_Global,connections")
             _start(
                 ctl, ["ovsdb-server", file, *remotes, f"--unixctl=/run/{database}.ctl"], database
             )
@@ -121,6 +119,24 @@ class Ovn(Side):
         program = str(PROGRAMS / "usr/bin/ovn-northd")
         databases = [f"--ovnnb-db={north}", f"--ovnsb-db={south}"]
         _start(ctl, [program, *databases, "--unixctl=/run/northd.ctl"], "northd")
+        self._rpcs = {
+            database: Rpc.connect(f"unix:{ctl.path(path)}", WAIT_S)
+            for database, path in SOCKETS.items()
+        }
+        until(lambda: self._rows("SB_Global") == 1, what="northd is not there", timeout_s=60)
+        target = f"ptcp:{SOUTH_PORT}:{ctl.address}"
+        # Five seconds, which is what it would be, are not enough on a busy machine.
+        door = {"target": target, "inactivity_probe": 1000 * PROBE_S}
+        self._transact(
+            SOUTH,
+            {"op": "insert", "table": "Connection", "uuid-name": "door", "row": door},
+            {
+                "op": "update",
+                "table": "SB_Global",
+                "where": [],
+                "row": {"connections": ["named-uuid", "door"]},
+            },
+        )
 
     def _start_controller(self, host: Host, central: str) -> None:
         settings = {
@@ -129,6 +145,8 @@ class Ovn(Side):
             "ovn-encap-type": "geneve",
             "ovn-encap-ip": host.address,
             "ovn-bridge-datapath-type": "netdev",
+            "ovn-remote-probe-interval": str(1000 * PROBE_S),
+            "ovn-openflow-probe-interval": str(PROBE_S),
         }
         options = [f'external_ids:{name}="{value}"' for name, value in settings.items()]
         host.run(["ovs-vsctl", "set", "Open_vSwitch", ".", *options])
@@ -214,10 +232,24 @@ class Ovn(Side):
         known = row["new"]
         deadline = time.monotonic() + WAIT_S
         while known[column] < known["nb_cfg"]:
-            message = rpc.receive(deadline)
-            assert message is not None, f"{column} does not follow within {WAIT_S:g} s"
-            [row] = message.params[1]["NB_Global"].values()
-            known = {**known, **row["new"]}
+            message = rpc.receive(time.monotonic() + ASK_AGAIN_S)
+            assert time.monotonic() < deadline, f"{column} does not follow within {WAIT_S:g} s"
+            if message is None:
+                # A controller whose connection was lost meanwhile says nothing of old numbers.
+                self._transact(NORTH, *self._bump())
+                [found] = self._transact(
+                    NORTH,
+                    {
+                        "op": "select",
+                        "table": "NB_Global",
+                        "where": [],
+                        "columns": ["nb_cfg", column],
+                    },
+                )
+                known = found["rows"][0]
+            elif message.method == "update":
+                [row] = message.params[1]["NB_Global"].values()
+                known = {**known, **row["new"]}
         rpc.call("monitor_cancel", ["wait"])
 
 
