@@ -22,7 +22,12 @@ SETTLED_WITHIN_S = 5.0
 
 # What moves on by itself or does not go back: the agents' reports, and the place in a subnet
 # where the search for a free address goes on.
-_MOVING = {"Fabric": {"cfg"}, "Host": {"cfg", "heartbeat"}, "Subnet": {"cursor"}}
+_MOVING = {
+    "Fabric": {"cfg"},
+    "Host": {"cfg", "heartbeat"},
+    "Network": {"cfg"},
+    "Subnet": {"cursor"},
+}
 
 
 class Node:
