@@ -148,10 +148,11 @@ class Knowledge:
                 self.networks.pop(network, None)
             else:
                 subnets = [self._rows["Subnet", i] for i in self._subnets.get(network, ())]
-                if network not in self.networks:
+                before = self.networks.get(network)
+                self.networks[network] = after = rows.network(row, subnets)
+                if before is None or before.overlay is not after.overlay:
                     # Whether a port has a location depends on its network's overlay.
                     ports |= self._members.get(network, set())
-                self.networks[network] = rows.network(row, subnets)
         for port in ports:
             row = self._rows.get(("Port", port))
             _, announced = self._announced.get(port, (0, None))
