@@ -134,6 +134,11 @@ class VSwitch:
             self._interfaces = {record.name: record for record in records}
         return self._interfaces
 
+    def datapath_type(self) -> str | None:
+        """What forwards for the bridge; None if there is no bridge."""
+        bridge = self._find_bridge(self.bridge)
+        return None if bridge is None else str(bridge.datapath_type)
+
     # Writing
 
     def ensure_bridge(self, bridge: Bridge) -> bool:

@@ -63,7 +63,11 @@ def check_not_attached(fabric: Fabric, port_id: UUID, port: str, done: str) -> N
 
 def forget_host(fabric: Fabric, transaction: Transaction, host: str) -> frozenset[UUID]:
     """Delete the ports of a host's containers, which are gone with it; returns their ids."""
-    attachments: list[Row] = fabric.select("Attachment", host=host)
+    return forget(fabric, transaction, fabric.select("Attachment", host=host))
+
+
+def forget(fabric: Fabric, transaction: Transaction, attachments: list[Row]) -> frozenset[UUID]:
+    """Delete the ports of containers that are gone, and give their quota back; their ids."""
     for attachment in attachments:
         port, addresses = fabric.select_many(
             [("Port", {"id": attachment["port"]}), ("Address", {"port": attachment["port"]})]
