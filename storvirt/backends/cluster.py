@@ -135,6 +135,22 @@ class Cluster:
             raise CommandFailed(f"Ceph refuses `{prefix}`: {status.strip() or code}.", abs(code))
         return bytes(answer)
 
+    def tell_monitor(self, monitor: str, prefix: str) -> Any:
+        """The answer of one monitor, which others can't give for it, decoded."""
+        request = json.dumps({"prefix": prefix, "format": "json"})
+        with translated(f"mon.{monitor}"):
+            code, answer, status = self._rados.mon_command(request, b"", target=monitor)
+        if code:
+            raise BackendUnavailable(
+                f"mon.{monitor} does not answer `{prefix}` ({status.strip() or code})."
+            )
+        return json.loads(answer or b"null")
+
+    @property
+    def instance(self) -> int:
+        """The number by which Ceph knows this connection."""
+        return int(self._rados.get_instance_id())
+
     def group_query(self, group: str) -> Any:
         """What the primary OSD of a placement group says of it, at this moment."""
         request = json.dumps({"prefix": "query", "pgid": group, "format": "json"})

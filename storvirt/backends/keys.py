@@ -37,6 +37,15 @@ def caps_of(cluster: Cluster, entity: str) -> dict[str, str] | None:
     return None if found is None else dict(found["caps"])
 
 
+def all_caps(cluster: Cluster, prefix: str) -> dict[str, dict[str, str]]:
+    """The caps of all keys whose entity begins so, by entity and service."""
+    return {
+        one["entity"]: dict(one["caps"])
+        for one in cluster.command("auth ls")["auth_dump"]
+        if one["entity"].startswith(prefix)
+    }
+
+
 def secret(cluster: Cluster, entity: str) -> str | None:
     """The key itself, base64, or None if there is no such key."""
     found = _get(cluster, entity)

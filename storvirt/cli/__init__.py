@@ -16,6 +16,7 @@ import typer
 from storvirt.cli import (
     backup,
     deadline,
+    doctor,
     golden,
     group,
     harden,
@@ -79,6 +80,7 @@ app.command("pin")(pin.pin)
 app.command("unpin")(pin.unpin)
 app.command("usage")(usage.usage)
 app.command("status")(status.status)
+app.command("doctor")(doctor.doctor)
 app.command("harden")(harden.harden)
 
 

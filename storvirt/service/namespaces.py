@@ -133,16 +133,25 @@ def set_caps(
 ) -> None:
     """Give the tenant's key what its ready namespaces, the one in `and_in`, and the images that
     are shared with it ask for."""
+    wanted = wanted_caps(fabric, cluster, tenant, and_in=and_in)
+    if wanted is None:
+        keys.delete(cluster, caps.entity(tenant))
+    else:
+        keys.ensure(cluster, caps.entity(tenant), wanted)
+
+
+def wanted_caps(
+    fabric: Fabric, cluster: Cluster, tenant: TenantName, *, and_in: PoolName | None = None
+) -> dict[str, str] | None:
+    """What the tenant's key should be allowed; None if there should be none. See `set_caps`."""
     held = {
         entry.record.pool
         for entry in catalog.namespaces(fabric, tenant)
         if entry.record.state is State.READY or entry.record.pool == and_in
     }
-    if held:
-        shared = shared_images(fabric, cluster, tenant)
-        keys.ensure(cluster, caps.entity(tenant), caps.for_tenant(tenant, held, shared))
-    else:
-        keys.delete(cluster, caps.entity(tenant))
+    if not held:
+        return None
+    return caps.for_tenant(tenant, held, shared_images(fabric, cluster, tenant))
 
 
 def shared_images(fabric: Fabric, cluster: Cluster, tenant: TenantName) -> list[SharedImage]:
