@@ -72,6 +72,8 @@ SPECIAL: dict[tuple[str, ...], list[str]] = {
         *("--to", "/tmp/virtkit-verbs.raw", "--force"),
     ],
     ("place",): ["disk", "--tenant", "{tenant}"],
+    # The others run beside it, and what they are at is theirs.
+    ("doctor",): ["--dry-run"],
     ("pin",): ["disk", "--tenant", "{tenant}", "--host", "h1", "--dry-run"],
     ("migrate",): ["disk", "--tenant", "{tenant}", "--abort"],
 }
