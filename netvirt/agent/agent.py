@@ -360,7 +360,7 @@ class Agent:
             return
         writes = self._binding_writes()
         own_row = self._knowledge.own_row
-        report = self._host_report(own_row, bool(writes))
+        report = self._host_report(own_row)
         if own_row is None:
             writes.append(Insert("Host", report))
         elif report:
@@ -399,13 +399,8 @@ class Agent:
                 writes.append(Delete(row))
         return writes
 
-    def _host_report(self, own: Row | None, also: bool) -> dict[str, object]:
-        """What differs between the host's row and what should be there.
-
-        That everything is applied is said at once if somebody waits for it, and otherwise when
-        something is written anyway, `also` for one: a change of a network that this host does
-        not hold costs it nothing.
-        """
+    def _host_report(self, own: Row | None) -> dict[str, object]:
+        """What differs between the host's row and what should be there."""
         report: dict[str, object] = {}
         now = time.monotonic()
         if now >= self._heartbeat_due or own is None:
@@ -426,9 +421,7 @@ class Agent:
         if problems != (own["problems"] if own else frozenset()):
             report["problems"] = problems
         caught_up = self._programmer.idle and self._gateways.idle and not self._unexamined
-        waited_for = own is None or own["cfg"] < self._knowledge.asked_cfg
-        is_news = own is None or self._knowledge.cfg != own["cfg"]
-        if caught_up and is_news and (waited_for or report or also):
+        if caught_up and self._knowledge.cfg != (own["cfg"] if own else None):
             report["cfg"] = self._knowledge.cfg
         return report
 
