@@ -5,7 +5,8 @@ in by, and a door asks for the certificates of one authority: hosts may write on
 own (`tenancy.roles`), operators everything. A host's certificate opens no operators' door.
 
 A certificate says whether it is a server's or a client's (extended key usage, RFC 5280 4.2.1.12),
-and OpenSSL takes it for nothing else: a stolen host key can't pose as the database.
+and OpenSSL takes it for nothing else: a stolen host key can't pose as the database. A server's is
+both, because members of a clustered database call one another.
 """
 
 import re

@@ -1,27 +1,20 @@
-"""`nvctl db`: the fabric database as one server on this machine."""
+"""`nvctl db`: the fabric database, as one server on this machine or one member of several."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tenancy.backends import embedded
+from netvirt.cli import db_cluster
+from netvirt.cli.db_options import Certificates, Database, Listen, RunDir
+from tenancy import clustering
+from tenancy.backends import embedded, member
 from tenancy.cli import Format, Output, session, show
+from tenancy.errors import BackendUnavailable
+from tenancy.names import rough_size
 
 app = typer.Typer(help="The fabric database.", no_args_is_help=True)
-
-Database = Annotated[Path, typer.Option(help="Its file.")]
-RunDir = Annotated[Path, typer.Option(help="Where its socket and pid file are.")]
-Listen = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="Also listen for hosts, such as on pssl:6640:10.0.0.1, or ptcp: without TLS; "
-        "repeatable."
-    ),
-]
-Certificates = Annotated[
-    Path, typer.Option(help="For pssl: the directory of this server's certificates for hosts.")
-]
 
 
 @app.command()
@@ -32,10 +25,17 @@ def start(
     certificates: Certificates = embedded.DEFAULT_CERTIFICATES,
 ) -> None:
     """Serve the database, making it if there is none. Does nothing if it is served already."""
-    started = embedded.start(
-        database, run_dir=run_dir, listen=listen or (), certificates=certificates
+    place = clustering.Place(
+        database=database, run_dir=run_dir, listen=listen or (), certificates=certificates
     )
-    print(started)
+    remote, in_touch = clustering.start(place)
+    print(remote)
+    if not in_touch:
+        print(
+            "This member is not in touch with a majority of its cluster yet. Start the others; "
+            "see `nvctl db status`.",
+            file=sys.stderr,
+        )
 
 
 @app.command()
@@ -46,6 +46,8 @@ def run(
     certificates: Certificates = embedded.DEFAULT_CERTIFICATES,
 ) -> None:
     """Serve it in the foreground, making it if there is none: for containers and supervisors."""
+    if embedded.is_clustered(database):
+        member.settle_beside(run_dir, doors=embedded.doors_of(listen or ()))
     embedded.run(database, run_dir=run_dir, listen=listen or (), certificates=certificates)
 
 
@@ -86,13 +88,54 @@ def stop(run_dir: RunDir = embedded.DEFAULT_RUN_DIR) -> None:
 
 
 @app.command()
-def status(context: typer.Context, output: Output = Format.TABLE) -> None:
-    """Show whether it answers, and how much is in it."""
-    tables = ["Tenant", "Network", "Port", "Binding", "Host", "Image"]
-    with session(context).fabric() as fabric:
-        rows = fabric.select_many([(table, {}) for table in tables])
-        top = fabric.top()
-        counts = {
-            table.lower() + "s": len(found) for table, found in zip(tables, rows, strict=True)
-        }
-        show({"remote": fabric.remote, "cfg": top["cfg"], **counts}, output)
+def status(
+    context: typer.Context,
+    database: Database = embedded.DEFAULT_DATABASE,
+    run_dir: RunDir = embedded.DEFAULT_RUN_DIR,
+    output: Output = Format.TABLE,
+) -> None:
+    """Show whether it answers, how much is in it, and its members if it is a cluster's.
+
+    What only a member on this machine can tell (term, log, size on disk) is shown there. Exit
+    code 1 if there is no quorum.
+    """
+    chosen = session(context)
+    chosen.use_certificates()
+    remote = chosen.settings.db
+    record = clustering.status(remote, database, run_dir)
+    found = {"remote": remote, **record}
+    if record["quorum"]:
+        tables = ["Tenant", "Network", "Port", "Binding", "Host", "Image"]
+        with chosen.fabric() as fabric:
+            rows = fabric.select_many([(table, {}) for table in tables])
+            top = fabric.top()
+            found |= {"cfg": top["cfg"], "schema": fabric.schema_version()}
+            clustering.name_members(found, top["settings"])
+        found |= {table.lower() + "s": len(some) for table, some in zip(tables, rows, strict=True)}
+    else:
+        clustering.name_members(found, {})
+    members = found.get("members")
+    if output is Format.TABLE:
+        shown = {key: value for key, value in found.items() if key != "members"}
+        here = shown.pop("here", None) or {}
+        shown |= {key.removesuffix("_bytes"): value for key, value in here.items()}
+        if here.get("disk_bytes") is not None:
+            shown["disk"] = rough_size(here["disk_bytes"])
+        if not shown["silent"]:
+            del shown["silent"]
+        show(shown, output)
+        if members:
+            print()
+            columns = ["name", "address", "role", "connected", "index", "behind", "silent_ms"]
+            show(members, output, columns)
+    else:
+        show(found, output)
+    if not record["quorum"]:
+        raise BackendUnavailable(
+            f"fabric database {remote} has no quorum: no member that answers here is in touch "
+            "with a majority of its cluster, so nothing can be changed. Bring back the missing "
+            "members or the way to them."
+        )
+
+
+db_cluster.mount(app)

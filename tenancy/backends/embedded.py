@@ -1,7 +1,8 @@
 """The fabric database as one `ovsdb-server` on this machine: the embedded default.
 
 The server is Open vSwitch's own; this module only makes its file, keeps the file's schema and
-roles current, and starts and stops it.
+roles current, and starts and stops it. If the file is that of a cluster's member, it is started
+and stopped here too, but what is in it is the cluster's: see `tenancy.backends.cluster`.
 """
 
 import json
@@ -13,9 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from tenancy import roles
+from tenancy import dbfile, roles
 from tenancy.backends import codec, tls
-from tenancy.errors import BackendUnavailable, InvalidRequest
+from tenancy.errors import BackendUnavailable, InvalidRequest, Refused
 from tenancy.pki import Authority
 
 DEFAULT_DATABASE = Path("/var/lib/virtkit/fabric.db")
@@ -40,31 +41,40 @@ def prepare(database: Path, doors: Sequence[str] = ()) -> None:
     try:
         if not database.exists():
             fresh = database.with_name(f".{database.name}.new")
-            for leftover in (fresh, _lock_of(fresh)):
+            for leftover in (fresh, lock_of(fresh)):
                 leftover.unlink(missing_ok=True)
-            _tool("create", fresh, schema)
-            _tool("transact", fresh, json.dumps([codec.DATABASE, codec.FIRST_ROW]))
+            tool("create", fresh, schema)
+            tool("transact", fresh, json.dumps([codec.DATABASE, codec.FIRST_ROW]))
             fresh.rename(database)
-            _lock_of(fresh).unlink(missing_ok=True)
-        elif _tool("needs-conversion", database, schema).strip() == "yes":
-            _tool("convert", database, schema)
+            lock_of(fresh).unlink(missing_ok=True)
+        elif tool("needs-conversion", database, schema).strip() == "yes":
+            tool("convert", database, schema)
         _set_roles(database, sorted(doors))
     finally:
         schema.unlink(missing_ok=True)
 
 
 def argv(
-    database: Path, remotes: Sequence[str], run_dir: Path, certificates: Path | None = None
+    database: Path,
+    remotes: Sequence[str],
+    run_dir: Path,
+    certificates: Path | None = None,
+    *,
+    doors: bool = True,
 ) -> list[str]:
     """The command line of a foreground ovsdb-server that serves the database on these remotes.
 
     Remotes are passive, as in ovsdb(7): `punix:PATH`, `ptcp:PORT:IP`. Those of TLS are not among
-    them: they are in the database itself, with the role of whoever comes in by them.
+    them: they are in the database itself, with the role of whoever comes in by them. Without
+    `doors`, certificates are for other members alone.
     """
     secured = []
     if certificates is not None:
         table = f"db:{codec.DATABASE},Fabric,connections"
-        secured = [f"--remote={table}", *tls.server_options(certificates)]
+        secured = [
+            *([f"--remote={table}"] if doors else []),
+            *tls.server_options(certificates),
+        ]
     return [
         "ovsdb-server",
         "--no-chdir",
@@ -87,7 +97,7 @@ def start(
     Does nothing if it is being served already. `listen` adds remotes such as `ptcp:6640:IP`, or
     `pssl:6640:IP` for hosts with certificates, which may then write only what is their own.
     """
-    remote = f"unix:{_socket(run_dir)}"
+    remote = f"unix:{socket_of(run_dir)}"
     if running_pid(run_dir) is not None:
         return remote
     command = _command(database, run_dir, listen, certificates)
@@ -128,7 +138,7 @@ def relay(
     as itself. So one that reaches a database by its unix socket, and is reached with operators'
     certificates only, is the operators' door.
     """
-    _check_passive(listen)
+    check_passive(listen)
     if certificates is not None:
         tls.check(certificates)
     try:
@@ -176,14 +186,45 @@ def running_pid(run_dir: Path = DEFAULT_RUN_DIR) -> int | None:
 
 def _command(database: Path, run_dir: Path, listen: Sequence[str], certificates: Path) -> list[str]:
     """The server's command line, with everything in place for it."""
-    _check_passive(listen)
-    doors = [remote for remote in listen if remote.startswith("pssl:")]
-    if doors:
+    check_passive(listen)
+    doors = doors_of(listen)
+    clustered = is_clustered(database)
+    secured = bool(doors) or (clustered and local_address(database).startswith("ssl:"))
+    if secured:
         tls.check(certificates)
-    _prepare(database, run_dir, doors)
+    _prepare(database, run_dir, None if clustered else doors)
     plain = [remote for remote in listen if remote not in doors]
-    remotes = [f"punix:{_socket(run_dir)}", *plain]
-    return argv(database, remotes, run_dir, certificates if doors else None)
+    remotes = [f"punix:{socket_of(run_dir)}", *plain]
+    return argv(database, remotes, run_dir, certificates if secured else None, doors=bool(doors))
+
+
+def doors_of(listen: Sequence[str]) -> list[str]:
+    """Those remotes that are in the database, with a role."""
+    return [remote for remote in listen if remote.startswith("pssl:")]
+
+
+def is_clustered(database: Path) -> bool:
+    """Whether the file is that of a cluster's member."""
+    return file_model(database) == dbfile.CLUSTER
+
+
+def file_model(database: Path) -> str | None:
+    """What kind of database a file is, see `dbfile.model`; None if there is none."""
+    try:
+        with database.open("rb") as file:
+            return dbfile.model(file.read(100))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise BackendUnavailable(
+            f"fabric database {database} can't be read ({error.strerror}). Run as root, or name "
+            "another with --database."
+        ) from error
+
+
+def local_address(database: Path) -> str:
+    """Where a member speaks Raft, by its file."""
+    return tool("db-local-address", database).strip()
 
 
 def _become(command: list[str]) -> NoReturn:
@@ -200,12 +241,12 @@ def _set_roles(database: Path, doors: Sequence[str]) -> None:
         {"op": "select", "table": "Fabric", "where": [], "columns": ["settings"]},
         {"op": "select", "table": "Connection", "where": [], "columns": ["target"]},
     ]
-    fabric, connections = json.loads(_tool("query", database, json.dumps(query)))
+    fabric, connections = json.loads(tool("query", database, json.dumps(query)))
     stored = dict(fabric["rows"][0]["settings"][1]).get(roles.STORED) if fabric["rows"] else None
     found = sorted(row["target"] for row in connections["rows"])
     if stored == roles.stored_as() and found == list(doors):
         return
-    answer = _tool("transact", database, json.dumps([codec.DATABASE, *roles.operations(doors)]))
+    answer = tool("transact", database, json.dumps([codec.DATABASE, *roles.operations(doors)]))
     refused = [one for one in json.loads(answer) if one and "error" in one]
     if refused:
         raise BackendUnavailable(
@@ -214,7 +255,8 @@ def _set_roles(database: Path, doors: Sequence[str]) -> None:
         )
 
 
-def _check_passive(listen: Sequence[str]) -> None:
+def check_passive(listen: Sequence[str]) -> None:
+    """Raise InvalidRequest unless a server can listen on all of these."""
     for passive in listen:
         if not passive.startswith(_PASSIVE):
             raise InvalidRequest(
@@ -223,10 +265,18 @@ def _check_passive(listen: Sequence[str]) -> None:
             )
 
 
-def _prepare(database: Path, run_dir: Path, doors: Sequence[str]) -> None:
+def _prepare(database: Path, run_dir: Path, doors: Sequence[str] | None) -> None:
+    """Have everything in place; `doors` is None for a cluster's member."""
+    if left_file(database).exists() and not database.exists():
+        raise Refused(
+            f"fabric database {database}: this machine has left its cluster, and another fabric "
+            "must not begin here by chance. Run `nvctl db join` to be a member again, or "
+            f"remove {left_file(database)}."
+        )
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        prepare(database, doors)
+        if doors is not None:
+            prepare(database, doors)
     except OSError as error:
         raise BackendUnavailable(
             f"fabric database {database}: {error.filename} can't be written ({error.strerror}). "
@@ -234,7 +284,13 @@ def _prepare(database: Path, run_dir: Path, doors: Sequence[str]) -> None:
         ) from error
 
 
-def _socket(run_dir: Path) -> Path:
+def left_file(database: Path) -> Path:
+    """What the file of a member that has left is called."""
+    return database.with_name(f"{database.name}.left")
+
+
+def socket_of(run_dir: Path) -> Path:
+    """The unix socket that the database is served on."""
     return run_dir / "fabric.sock"
 
 
@@ -242,11 +298,13 @@ def _pidfile(run_dir: Path) -> Path:
     return run_dir / "fabric.pid"
 
 
-def _lock_of(database: Path) -> Path:
+def lock_of(database: Path) -> Path:
+    """The file that OVS locks (fcntl(2)) while it writes the database."""
     return database.with_name(f".{database.name}.~lock~")
 
 
-def _tool(*arguments: str | Path) -> str:
+def tool(*arguments: str | Path) -> str:
+    """What ovsdb-tool prints; BackendUnavailable with its reason if it fails."""
     command = ["ovsdb-tool", *map(str, arguments)]
     done = _run(command)
     if done.returncode != 0:

@@ -3,18 +3,29 @@
 Writers speak OVSDB's JSON-RPC directly: they read the few rows that they need, decide, and send
 one transaction that is refused as a whole if what they read has changed. Nothing is replicated
 here; agents, which do follow the database, use `tenancy.backends.watch`.
+
+Of a cluster it is the leader that is asked, because what is read there is the newest. When the
+connection is lost, another member is looked for and the same is asked again: a change so that it
+is made once (`Changes.may_be_sent_again`).
 """
 
+import contextlib
 import json
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self, TypeVar
 
-from tenancy.backends import codec
+from tenancy.backends import codec, standing
 from tenancy.backends.codec import DATABASE, Row, Value
-from tenancy.backends.rpc import Rpc
-from tenancy.backends.transaction import GuardFailed, Transaction, UniqueViolation, where
+from tenancy.backends.rpc import ConnectionLost, Rpc
+from tenancy.backends.transaction import (
+    Changes,
+    GuardFailed,
+    Transaction,
+    UniqueViolation,
+    where,
+)
 from tenancy.errors import BackendUnavailable, Conflict
 
 T = TypeVar("T")
@@ -22,6 +33,8 @@ T = TypeVar("T")
 DEFAULT_TIMEOUT_S = 5.0
 # Writers that lose a race wait a random moment and read again; this bounds how long.
 CONTENTION_LIMIT_S = 20.0
+# How long a command goes on when its connection is lost again and again.
+RETRY_S = 30.0
 # The name of the monitor that waits for hosts; one connection waits for one thing at a time.
 _WAIT = "virtkit-wait"
 
@@ -29,29 +42,18 @@ _WAIT = "virtkit-wait"
 class Fabric:
     """One connection to the fabric database. Not for use by several threads at once."""
 
-    def __init__(self, rpc: Rpc) -> None:
+    def __init__(self, remote: str, rpc: Rpc, timeout_s: float) -> None:
+        self.remote = remote
         self._rpc = rpc
-
-    @property
-    def remote(self) -> str:
-        return self._rpc.remote
+        self._timeout_s = timeout_s
 
     @classmethod
     def connect(cls, remote: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Self:
-        """Connect to the first of the comma-separated remotes that answers within the timeout.
+        """Connect to the member that leads, or else one that serves, of comma-separated remotes.
 
         Remotes are written as in ovsdb(7): `unix:PATH`, `tcp:IP:PORT`.
         """
-        reasons = []
-        for one in remote.split(","):
-            try:
-                return cls(Rpc.connect(one, timeout_s))
-            except BackendUnavailable as error:
-                reasons.append(str(error))
-        raise BackendUnavailable(
-            f"fabric database {remote} does not answer ({'; '.join(reasons)}). Start it with "
-            "`nvctl db start`, or name the right one with --db or VIRTKIT_DB."
-        )
+        return cls(remote, standing.connect(remote, timeout_s), timeout_s)
 
     def close(self) -> None:
         self._rpc.close()
@@ -73,7 +75,7 @@ class Fabric:
         operations = [
             {"op": "select", "table": table, "where": where(equals)} for table, equals in queries
         ]
-        results = self._rpc.call("transact", [DATABASE, *operations])
+        results = self._ask("transact", [DATABASE, *operations])
         found = []
         for (table, _), result in zip(queries, results, strict=False):
             if "rows" not in result:
@@ -108,6 +110,10 @@ class Fabric:
                 f"{self.remote} '[\"{DATABASE}\", {json.dumps(codec.FIRST_ROW)}]'."
             )
         return row
+
+    def schema_version(self) -> str:
+        """The version of the schema that is served."""
+        return str(self._ask("get_schema", [DATABASE])["version"])
 
     def _other_schema(self, reason: str) -> BackendUnavailable:
         return BackendUnavailable(
@@ -146,7 +152,70 @@ class Fabric:
                 pause_s = min(pause_s * 2, 0.1)
 
     def transaction(self) -> Transaction:
-        return Transaction(self._rpc)
+        return Transaction(self.remote, self._make)
+
+    def _make(self, changes: Changes) -> None:
+        """Have changes made, once, whatever becomes of connections meanwhile."""
+        operations, guards = list(changes.operations), 0
+        give_up = time.monotonic() + RETRY_S
+        repeated = False
+        while True:
+            try:
+                results = self._rpc.call("transact", [DATABASE, *operations])
+            except ConnectionLost as lost:
+                if not changes.may_be_sent_again or time.monotonic() > give_up:
+                    raise
+                self._follow(lost)
+                if not repeated and not changes.inserted:
+                    # The first may be made yet, by whoever has it; then this one must not be.
+                    required = Changes(self.remote)
+                    for table, row_id in changes.deleted:
+                        required.require(table, id=row_id)
+                    guards = len(required.operations)
+                    operations = [*required.operations, *operations]
+                repeated = True
+                continue
+            refused = any(result and "error" in result for result in results)
+            if repeated and refused and self._is_made(changes):
+                changes.was_made(self.top()["cfg"])
+                return
+            if any(result and "error" in result for result in results[:guards]):
+                raise GuardFailed("what was to be deleted has changed meanwhile")
+            changes.conclude(results[guards:])
+            return
+
+    def _is_made(self, changes: Changes) -> bool:
+        """Whether changes whose answer was lost have been made: all or none of them are."""
+        if changes.inserted:
+            table, row_id = changes.inserted[0]
+            return self.find(table, id=row_id) is not None
+        gone = [self.find(table, id=row_id) is None for table, row_id in changes.deleted]
+        return bool(gone) and all(gone)
+
+    def _ask(self, method: str, params: list[Any]) -> Any:
+        """The answer to a question that may be asked twice."""
+        give_up = time.monotonic() + RETRY_S
+        while True:
+            try:
+                return self._rpc.call(method, params)
+            except ConnectionLost as lost:
+                if time.monotonic() > give_up:
+                    raise
+                self._follow(lost)
+
+    def _follow(self, lost: ConnectionLost) -> None:
+        """Turn to whoever leads now. One server that is there and silent is not asked again."""
+        if lost.silent and "," not in self.remote:
+            raise lost
+        self._rpc.close()
+        try:
+            self._rpc = standing.connect(self.remote, self._timeout_s)
+        except BackendUnavailable as error:
+            raise ConnectionLost(
+                f"{error} Whether the last change was made is unknown, and repeating it is safe.",
+                reason=lost.reason,
+                silent=lost.silent,
+            ) from lost
 
     # Waiting
 
@@ -164,14 +233,23 @@ class Fabric:
         """
         deadline = time.monotonic() + timeout_s
         request = {table: [{"where": where(equals)}]}
-        self._rpc.call("monitor_cond", [DATABASE, _WAIT, request])
+        monitored: Rpc | None = None
         try:
-            while not satisfied(self.select(table, **equals)):
-                if self._rpc.receive(deadline) is None:
-                    return False
-            return True
+            while True:
+                try:
+                    if monitored is not self._rpc:
+                        self._rpc.call("monitor_cond", [DATABASE, _WAIT, request])
+                        monitored = self._rpc
+                    if satisfied(self.select(table, **equals)):
+                        return True
+                    if monitored is self._rpc and self._rpc.receive(deadline) is None:
+                        return False
+                except ConnectionLost as lost:
+                    self._follow(lost)
         finally:
-            self._rpc.call("monitor_cancel", [_WAIT])
+            if monitored is self._rpc:
+                with contextlib.suppress(ConnectionLost):
+                    self._rpc.call("monitor_cancel", [_WAIT])
 
     def wait_for_hosts(self, cfg: int, hosts: Iterable[str], timeout_s: float) -> frozenset[str]:
         """The hosts that have *not* applied everything up to `cfg` when the time is over.

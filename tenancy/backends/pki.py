@@ -130,13 +130,14 @@ def _make_authority(directory: Path, authority: Authority) -> None:
 def _sign(
     kind: Kind, name: str, own: _Key, authority: x509.Certificate, key: _Key, days: int
 ) -> x509.Certificate:
-    purpose = (
-        ExtendedKeyUsageOID.SERVER_AUTH if kind is Kind.SERVER else ExtendedKeyUsageOID.CLIENT_AUTH
-    )
+    purposes = [ExtendedKeyUsageOID.CLIENT_AUTH]
+    if kind is Kind.SERVER:
+        # Members of a cluster call one another.
+        purposes.append(ExtendedKeyUsageOID.SERVER_AUTH)
     return (
         _builder(_subject(name), authority.subject, own, days)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([purpose]), critical=True)
+        .add_extension(x509.ExtendedKeyUsage(purposes), critical=True)
         .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
         .sign(key, hashes.SHA256())
     )

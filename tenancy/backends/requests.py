@@ -3,24 +3,39 @@
 What is asked is sent at once, behind whatever is under way; what came of it is there some turns
 of the loop later. A connection that is lost fails everything that was under way: whether such a
 change was made is then unknown, and so it must be one that can be repeated or taken back.
+
+A member of a cluster is asked first whether it is in touch with the others, and is left for another
+when it says that it no longer is.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ovs.jsonrpc
 import ovs.poller
 
-from tenancy.backends import codec
+from tenancy.backends import codec, standing
 from tenancy.backends import tls as _tls  # noqa: F401  (makes remotes over TLS possible)
 from tenancy.backends.codec import DATABASE, Row, Value
 from tenancy.backends.transaction import Changes, where
 from tenancy.errors import BackendUnavailable, VirtkitError
 
+# The name of the monitor that tells of the member's standing.
+_STANDING = "virtkit-standing"
 # How long a silent server may stay silent before the connection is given up.
 PROBE_INTERVAL_MS = 5000
 # The pause between attempts to connect, doubled each time.
 FIRST_BACKOFF_MS, LONGEST_BACKOFF_MS = 1000, 4000
+
+_NO_STANDING = {
+    "model": "standalone",
+    "connected": False,
+    "leader": False,
+    "index": ["set", []],
+    "cid": ["set", []],
+    "sid": ["set", []],
+}
 
 
 class Pending:
@@ -47,15 +62,22 @@ class Requests:
     def __init__(self, remote: str) -> None:
         self.remote = remote
         self._session = ovs.jsonrpc.Session.open_multiple(
-            remote.split(","), probe_interval=PROBE_INTERVAL_MS
+            standing.spread(remote).split(","), probe_interval=PROBE_INTERVAL_MS
         )
         self._session.reconnect.set_backoff(FIRST_BACKOFF_MS, LONGEST_BACKOFF_MS)
         self._seqno = 0
+        self._standing_asked: Any = None
+        self._standing: dict[str, Any] | None = None
         self._under_way: dict[Any, Pending] = {}
 
     @property
     def connected(self) -> bool:
-        return bool(self._session.is_connected())
+        """Whether there is a server, and one that serves."""
+        return bool(self._session.is_connected()) and self._serves
+
+    @property
+    def _serves(self) -> bool:
+        return self._standing is not None and standing.parse([self._standing]).serves
 
     def changes(self) -> Changes:
         """An empty set of changes, to be filled and handed to `commit`."""
@@ -77,7 +99,12 @@ class Requests:
         if self._session.get_seqno() != self._seqno:
             self._seqno = self._session.get_seqno()
             self._lose()
+            self._standing, self._standing_asked = None, None
+        if self._standing is None and self._standing_asked is None:
+            self._ask_standing()
         while (message := self._session.recv()) is not None:
+            if self._learns_standing(message):
+                continue
             pending = self._under_way.pop(message.id, None)
             if pending is None:
                 continue
@@ -85,7 +112,7 @@ class Requests:
                 pending.settle(message.result)
             else:
                 pending.settle(error=self._unavailable(f"refused: {message.error}"))
-        if not self.connected:
+        if not self._session.is_connected():
             self._lose()
 
     def wait(self, poller: ovs.poller.Poller) -> None:
@@ -104,6 +131,48 @@ class Requests:
         else:
             self._under_way[message.id] = pending
         return pending
+
+    def _ask_standing(self) -> None:
+        """Have the server say what it is, now and whenever that changes."""
+        if not self._session.is_connected():
+            return
+        wanted = {
+            "columns": list(standing.STANDING_COLUMNS),
+            "where": [["name", "==", DATABASE]],
+        }
+        message = ovs.jsonrpc.Message.create_request(
+            "monitor_cond", [standing.SERVER_DATABASE, _STANDING, {"Database": [wanted]}]
+        )
+        if not self._session.send(message):
+            self._standing_asked = message.id
+
+    def _learns_standing(self, message: Any) -> bool:
+        """Whether a message was about the server itself; it is taken in."""
+        kinds = ovs.jsonrpc.Message
+        if message.type == kinds.T_NOTIFY:
+            if message.method != "update2" or message.params[0] != _STANDING:
+                return False
+            tables = message.params[1]
+        elif message.id is not None and message.id == self._standing_asked:
+            self._standing_asked = None
+            # A server that has no such database, or not ours, is no member of a cluster.
+            self._standing = dataclasses.asdict(standing.STANDALONE)
+            tables = message.result if message.type == kinds.T_REPLY else {}
+        else:
+            return False
+        for change in tables.get("Database", {}).values():
+            # Columns that have their default are left out of what there is at first.
+            self._standing = {
+                **_NO_STANDING,
+                **((self._standing or {}) if "modify" in change else {}),
+                **(change.get("initial") or change.get("insert") or change.get("modify") or {}),
+            }
+        if self._serves:
+            self._session.reset_backoff()
+        else:
+            self._lose()
+            self._session.force_reconnect()
+        return True
 
     def _lose(self) -> None:
         lost, self._under_way = self._under_way, {}

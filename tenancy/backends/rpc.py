@@ -13,6 +13,18 @@ from tenancy.backends import tls
 from tenancy.errors import BackendUnavailable
 
 
+class ConnectionLost(BackendUnavailable):
+    """The connection ended, or stayed silent, before the answer came.
+
+    Whether what was asked for has been done is unknown. `silent` tells one that is open still.
+    """
+
+    def __init__(self, message: str, *, reason: str, silent: bool) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.silent = silent
+
+
 class Rpc:
     """Requests and notifications over one stream. Not for use by several threads at once."""
 
@@ -38,6 +50,10 @@ class Rpc:
     def close(self) -> None:
         self._connection.close()
 
+    def wait_at_most(self, timeout_s: float) -> None:
+        """From now on, give up on an answer after this time."""
+        self._timeout_s = timeout_s
+
     def call(self, method: str, params: list[Any]) -> Any:
         """The result of one request; other messages that arrive meanwhile are dropped."""
         deadline = time.monotonic() + self._timeout_s
@@ -49,7 +65,7 @@ class Rpc:
         while True:
             reply = self.receive(deadline)
             if reply is None:
-                raise self._lost(f"no answer within {self._timeout_s:g} s")
+                raise self._lost(f"no answer within {self._timeout_s:g} s", silent=True)
             if reply.type == ovs.jsonrpc.Message.T_ERROR and reply.id == request_id:
                 reason = reply.error.get("error") if isinstance(reply.error, dict) else reply.error
                 raise BackendUnavailable(
@@ -81,10 +97,12 @@ class Rpc:
             poller.timer_wait(left_ms)
             poller.block()
 
-    def _lost(self, reason: str) -> BackendUnavailable:
-        return BackendUnavailable(
+    def _lost(self, reason: str, *, silent: bool = False) -> ConnectionLost:
+        return ConnectionLost(
             f"fabric database {self.remote} does not answer ({reason}). See `nvctl db status`; "
-            "whether the last change was made is unknown, and repeating it is safe."
+            "whether the last change was made is unknown, and repeating it is safe.",
+            reason=reason,
+            silent=silent,
         )
 
 

@@ -3,11 +3,10 @@
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from tenancy.backends import codec
-from tenancy.backends.codec import DATABASE, Ref, Row, Value
-from tenancy.backends.rpc import Rpc
+from tenancy.backends.codec import Ref, Row, Value
 from tenancy.errors import BackendUnavailable, Conflict, Refused, VirtkitError
 
 
@@ -48,6 +47,31 @@ class Changes:
         self._operations: list[dict[str, Any]] = []
         self._on_failure: dict[int, Callable[[str], VirtkitError]] = {}
         self._cfg_at: int | None = None
+        self._inserted: list[tuple[str, UUID]] = []
+        self._deleted: list[tuple[str, UUID]] = []
+
+    @property
+    def inserted(self) -> Sequence[tuple[str, UUID]]:
+        """The rows that it makes, by table and UUID: the writer chooses the UUID, so that a change
+        that is sent again can't make them twice."""
+        return self._inserted
+
+    @property
+    def deleted(self) -> Sequence[tuple[str, UUID]]:
+        """The rows that it deletes by their UUID."""
+        return self._deleted
+
+    @property
+    def may_be_sent_again(self) -> bool:
+        """Whether sending it a second time, after the first went through, changes nothing more.
+
+        Rows that it makes or deletes show that it was made. Without any, a guard on what it
+        changes refuses the second; arithmetic that nothing guards would be done twice, except on
+        the counter of acknowledgements, which may skip numbers.
+        """
+        if self._inserted or self._deleted or any(o["op"] == "wait" for o in self._operations):
+            return True
+        return all(o["op"] != "mutate" or o["table"] == "Fabric" for o in self._operations)
 
     @property
     def operations(self) -> Sequence[Mapping[str, Any]]:
@@ -57,12 +81,23 @@ class Changes:
     def insert(self, table: str, columns: Mapping[str, Value]) -> Ref:
         ref = Ref(f"row{len(self._operations)}")
         row = {column: codec.encode(value) for column, value in columns.items()}
-        self._operations.append({"op": "insert", "table": table, "row": row, "uuid-name": ref.name})
+        row_id = uuid4()
+        self._inserted.append((table, row_id))
+        self._operations.append(
+            {
+                "op": "insert",
+                "table": table,
+                "row": row,
+                "uuid-name": ref.name,
+                "uuid": str(row_id),
+            }
+        )
         return ref
 
     def insert_as(self, row_id: UUID, table: str, columns: Mapping[str, Value]) -> None:
         """Insert a row whose UUID the writer has chosen; see "Insert" in ovsdb-server(7)."""
         row = {column: codec.encode(value) for column, value in columns.items()}
+        self._inserted.append((table, row_id))
         self._operations.append({"op": "insert", "table": table, "row": row, "uuid": str(row_id)})
 
     def update(self, row: Row, columns: Mapping[str, Value]) -> None:
@@ -72,6 +107,7 @@ class Changes:
         )
 
     def delete(self, row: Row) -> None:
+        self._deleted.append((row.table, row.id))
         self.delete_where(row.table, id=row.id)
 
     def delete_where(self, table: str, **equals: Value) -> None:
@@ -95,6 +131,10 @@ class Changes:
                 "mutations": [[c, op, codec.encode(value)] for c, op, value in mutations],
             }
         )
+
+    def raw(self, operation: Mapping[str, Any]) -> None:
+        """An operation as RFC 7047, 5.2 has it, encoded already."""
+        self._operations.append(dict(operation))
 
     def guard(self, row: Row, *columns: str) -> None:
         """Go through only if these columns are still as read; without columns, if the row is."""
@@ -160,6 +200,11 @@ class Changes:
             self.cfg = rows[0]["cfg"] if rows else 0
             self.holders = frozenset(row["host"] for row in results[self._cfg_at + 1]["rows"])
 
+    def was_made(self, cfg: int) -> None:
+        """Take note that it was made although its answer was lost; `cfg` is the present one."""
+        if self._cfg_at is not None:
+            self.cfg = cfg
+
     def _wait(
         self,
         table: str,
@@ -205,13 +250,14 @@ class Changes:
 class Transaction(Changes):
     """Changes that are sent, and waited for, by `commit`."""
 
-    def __init__(self, rpc: Rpc) -> None:
-        super().__init__(rpc.remote)
-        self._rpc = rpc
+    def __init__(self, remote: str, send: Callable[[Changes], None]) -> None:
+        """`send` has the changes made once, or raises why they were not."""
+        super().__init__(remote)
+        self._send = send
 
     def commit(self) -> None:
         if self._operations:
-            self.conclude(self._rpc.call("transact", [DATABASE, *self._operations]))
+            self._send(self)
 
 
 def where(equals: Mapping[str, Value]) -> list[Any]:

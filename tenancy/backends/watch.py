@@ -13,7 +13,7 @@ from uuid import UUID
 
 import ovs.db.idl
 
-from tenancy.backends import codec
+from tenancy.backends import codec, standing
 from tenancy.backends import tls as _tls  # noqa: F401  (makes remotes over TLS possible)
 from tenancy.backends.codec import Row, Shape, Value
 
@@ -54,7 +54,9 @@ class _Idl(ovs.db.idl.Idl):  # type: ignore[misc]
     """
 
     def __init__(self, remote: str, schema: Any, repeated: Mapping[str, Sequence[str]]) -> None:
-        super().__init__(remote, schema, probe_interval=PROBE_INTERVAL_MS)
+        # A member that follows serves as well as the leader, a relay can't lead; and so hosts are
+        # spread over members, and stay where they are when another is elected.
+        super().__init__(remote, schema, probe_interval=PROBE_INTERVAL_MS, leader_only=False)
         self._repeated = repeated
         self._shared: dict[tuple[str, str, Any], Any] = {}
         self._session.reconnect.set_backoff(FIRST_BACKOFF_MS, LONGEST_BACKOFF_MS)
@@ -91,7 +93,8 @@ class FabricWatch:
         for table, names in columns.items():
             helper.register_columns(table, list(names))
         self._columns = columns
-        self._idl = _Idl(remote, helper, repeated)
+        self._idl = _Idl(standing.spread(remote), helper, repeated)
+        self._settled_once: int | None = None
         self._session_seqno: int | None = None
         self._change_seqno = 0
         self._transaction: Any = None
@@ -124,6 +127,10 @@ class FabricWatch:
             touched |= known | self._known()
             self._session_seqno = self._idl._session.get_seqno()
         self._change_seqno = self._idl.change_seqno
+        if self.connected and self._settled_once != self._idl._session.get_seqno():
+            # Should this member go, the next ones are tried at once, not after a pause.
+            self._settled_once = self._idl._session.get_seqno()
+            self._idl._session.reset_backoff()
         return touched
 
     def wait(self, poller: Any) -> None:
