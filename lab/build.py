@@ -16,6 +16,8 @@ from lab.state import Plan, Record
 Report = Callable[[str], None]
 """Is told what has been reached, in a few words."""
 
+_MEMBER_TIMEOUT_S = 180.0
+
 
 def build(record: Record, plan: Plan, lock: int, report: Report) -> None:
     """Make all of the plan, and return when every daemon is ready.
@@ -33,7 +35,7 @@ def build(record: Record, plan: Plan, lock: int, report: Report) -> None:
     # A host needs a thread for itself and one for its OSD's disk.
     with ThreadPoolExecutor(max_workers=2 * plan.hosts + 4) as pool:
         try:
-            fabric.write_settings(ctl, secured=plan.tls)
+            fabric.write_settings(ctl, secured=plan.tls, members=plan.member_names)
             underlay.write_names(ctl, plan.host_names)
             underlay.create_switch(ctl, plan.underlay_mtu)
             _Builder(record, plan, ctl, pool, timed).run()
@@ -51,6 +53,7 @@ class _Builder:
         self._ctl = ctl
         self._pool = pool
         self._report = report
+        self._members: dict[str, Future[None]] = {name: Future() for name in plan.member_names}
         self._keys = ceph_conf.Keys.new(plan.hosts)
         self._conf = ceph_conf.configuration(
             fsid=str(uuid.uuid4()),
@@ -72,10 +75,28 @@ class _Builder:
             step.result()
 
     def _start_database(self) -> None:
+        if self._members:
+            for member in self._members.values():
+                member.result(_MEMBER_TIMEOUT_S)
+            return
         if self._plan.tls:
             fabric.certify(self._ctl, self._ctl)
         self._ctl.start("fabric")
         self._report("ctl: fabric database")
+
+    def _start_member(self, host: Host) -> None:
+        own, first = self._members[host.name], next(iter(self._members.values()))
+        try:
+            if own is not first:
+                first.result(_MEMBER_TIMEOUT_S)
+            host.start("fabric")
+            fabric.settle(host)
+            own.set_result(None)
+        except BaseException as error:
+            # Others wait for it.
+            own.set_exception(error)
+            raise
+        self._report(f"{host.name}: member of the fabric database")
 
     def _start_monitor(self) -> None:
         ceph.create_monitor(self._ctl, self._plan.host_names, self._conf, self._keys)
@@ -92,7 +113,7 @@ class _Builder:
     def _make_host(self, name: str, database: Future[None], monitor: Future[None] | None) -> None:
         boot(self._record, name, within=self._ctl, lock=None)
         host = inventory.host(self._record, self._plan, name)
-        fabric.write_settings(host, secured=self._plan.tls)
+        fabric.write_settings(host, secured=self._plan.tls, members=self._plan.member_names)
         if self._plan.tls:
             fabric.certify(self._ctl, host)
         disk = None
@@ -107,6 +128,8 @@ class _Builder:
         host.start("ovsdb-server")
         host.start("ovs-vswitchd")
         self._report(f"{name}: Open vSwitch")
+        if name in self._members:
+            self._start_member(host)
         if monitor is not None and disk is not None:
             disk.result()
             monitor.result()

@@ -55,6 +55,9 @@ def up(
     tls: Annotated[
         bool, typer.Option("--tls", help="Hosts come in to the database with certificates.")
     ] = False,
+    db_members: Annotated[
+        int, typer.Option(help="Hosts that have the fabric database together; 1: ctl has it.")
+    ] = 1,
 ) -> None:
     """Make a lab, or start again what has ended in it."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # undo, as for Ctrl-C
@@ -67,6 +70,7 @@ def up(
             underlay_mtu=underlay_mtu,
             latency_us=latency_us,
             tls=tls,
+            db_members=db_members,
             report=_talk,
         )
     except KeyboardInterrupt:

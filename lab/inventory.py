@@ -21,11 +21,12 @@ def daemons(plan: Plan, host: str) -> tuple[Daemon, ...]:
         relays = (latency.relay(name, plan.latency_us) for name in plan.host_names)
         return (
             *(relays if plan.latency_us else ()),
-            fabric.database(secured=plan.tls),
+            *(() if plan.member_names else (fabric.database(secured=plan.tls),)),
             *(ceph.control_daemons() if plan.ceph else ()),
         )
     return (
         *ovs.daemons(plan.underlay_mtu),
+        *((fabric.member(host, plan.member_names),) if host in plan.member_names else ()),
         *((ceph.osd_daemon(host),) if plan.ceph else ()),
         *((fabric.agent(),) if plan.agents else ()),
     )

@@ -48,13 +48,15 @@ class Lab:
         underlay_mtu: int = 1500,
         latency_us: int = 0,
         tls: bool = False,
+        db_members: int = 1,
         report: Report = _silent,
     ) -> Self:
         """The lab, made if need be.
 
         If it is up, what has ended in it is started again. What a killed `up` left is removed
         first. If it can't be made, nothing of it is left. Refused if it is up and not as asked.
-        `latency_us` is what a frame takes from one host to another, see `lab.latency`.
+        `latency_us` is what a frame takes from one host to another, see `lab.latency`. With
+        `db_members`, so many hosts are a cluster that has the fabric database, instead of `ctl`.
         """
         plan = Plan(
             name=name,
@@ -64,6 +66,7 @@ class Lab:
             underlay_mtu=underlay_mtu,
             latency_us=latency_us,
             tls=tls,
+            db_members=db_members,
         )
         record = Record(name)
         with record.locked() as lock:
@@ -159,6 +162,7 @@ def _refuse_another(present: Plan, asked: Plan) -> None:
         has += f"{'with' if present.agents else 'without'} agents, MTU {present.underlay_mtu}"
         has += f", {present.latency_us} us between hosts" if present.latency_us else ""
         has += ", with TLS" if present.tls else ""
+        has += f", {present.db_members} members of the database" if present.member_names else ""
         raise Refused(
             f"lab {present.name} is up with {has}. "
             f"Take it down first: virtlab down --name {present.name}."

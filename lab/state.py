@@ -41,6 +41,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     underlay_mtu: int
     latency_us: int = 0
     tls: bool = False
+    db_members: int = 1
     phase: Literal["starting", "up"] = "starting"
 
     def __post_init__(self) -> None:
@@ -60,6 +61,22 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
                 f"lab {self.name}: a latency of {self.latency_us} us is out of range. "
                 f"Choose 0 to {MAX_LATENCY_US}."
             )
+
+        if not 1 <= self.db_members <= self.hosts:
+            raise InvalidRequest(
+                f"lab {self.name}: {self.db_members} members of the fabric database asked for. "
+                f"Choose 1, or up to as many as hosts ({self.hosts})."
+            )
+        if self.tls and self.db_members > 1:
+            raise InvalidRequest(
+                f"lab {self.name}: a clustered fabric database has no TLS in a lab. Choose one "
+                "of the two."
+            )
+
+    @property
+    def member_names(self) -> tuple[str, ...]:
+        """The hosts that have a member of the fabric database; none if `ctl` has all of it."""
+        return self.host_names[: self.db_members] if self.db_members > 1 else ()
 
     @property
     def host_names(self) -> tuple[str, ...]:

@@ -7,9 +7,11 @@ from typing import Any
 
 from tenancy import dbfile, members
 from tenancy.backends import cluster, embedded, member, standing, tls
+from tenancy.backends.codec import DATABASE
 from tenancy.backends.rpc import ConnectionLost, Rpc
+from tenancy.backends.standing import Standing
 from tenancy.errors import BackendUnavailable, InvalidRequest, VirtkitError
-from tenancy.members import Report
+from tenancy.members import Entry, Peer, Report
 from tenancy.names import validate_name
 
 # How long `status` waits for one member.
@@ -90,17 +92,18 @@ def status(remotes: str, database: Path, run_dir: Path) -> dict[str, Any]:
     Of each remote its own word is taken; if a member runs here, it tells of the others.
     """
     own = _own(run_dir)
-    heard, silent = _hear(remotes.split(","))
+    heard, settings, silent = _hear(remotes.split(","))
     if not heard and own is None:
         raise BackendUnavailable(
             f"fabric database {remotes} does not answer ({'; '.join(silent)}). Start it with "
             "`nvctl db start`, or name the right one with --db or VIRTKIT_DB."
         )
-    clustered = own is not None or any(s.model == "clustered" for s, _ in heard.values())
-    quorum = any(found.serves for found, _ in heard.values())
-    model = next((found.model for found, _ in heard.values()), "clustered")
-    record: dict[str, Any] = {"model": "clustered" if clustered else model, "quorum": quorum}
-    record["silent"] = silent
+    clustered = own is not None or any(found.model == "clustered" for found in heard)
+    record: dict[str, Any] = {
+        "model": "clustered" if clustered else heard[0].model,
+        "quorum": any(found.serves for found in heard),
+        "silent": silent,
+    }
     if own is not None:
         record["here"] = {
             "role": own.role,
@@ -109,17 +112,9 @@ def status(remotes: str, database: Path, run_dir: Path) -> dict[str, Any]:
             "uncommitted": own.uncommitted,
             "disk_bytes": database.stat().st_size if database.exists() else None,
         }
-    return {**record, "members": _members(own, heard)} if clustered else record
-
-
-def name_members(record: Mapping[str, Any], settings: Mapping[str, str]) -> None:
-    """Write into a status what members are called, by the fabric's own settings."""
-    known = members.entries(settings)
-    by_sid = {entry.sid: entry for entry in known.values()}
-    for row in record.get("members", ()):
-        entry = by_sid.get(row["id"])
-        row["name"] = entry.name if entry else row["address"] or row["id"]
-        row["address"] = row["address"] or (entry.address if entry else None)
+    if clustered:
+        record["members"] = _members(own, heard, members.entries(settings))
+    return record
 
 
 def _own(run_dir: Path) -> Report | None:
@@ -129,13 +124,12 @@ def _own(run_dir: Path) -> Report | None:
         return None
 
 
-_Heard = dict[str, tuple[standing.Standing, str]]
-
-
-def _hear(remotes: Sequence[str]) -> tuple[_Heard, list[str]]:
-    """Remote → its standing, and what those who don't answer did instead."""
-    heard: _Heard = {}
+def _hear(remotes: Sequence[str]) -> tuple[list[Standing], dict[str, str], list[str]]:
+    """How those who answer stand, Fabric.settings, and what those who don't answer did instead."""
+    heard = []
+    settings: dict[str, str] = {}
     silent = []
+    select = {"op": "select", "table": "Fabric", "where": [], "columns": ["settings"]}
     for one in remotes:
         try:
             rpc = Rpc.connect(one, ANSWER_S)
@@ -143,55 +137,66 @@ def _hear(remotes: Sequence[str]) -> tuple[_Heard, list[str]]:
             silent.append(str(error))
             continue
         try:
-            heard[one] = (standing.ask(rpc), one)
+            found = standing.ask(rpc)
+            heard.append(found)
+            # Also one without a majority knows who the members were.
+            (answer,) = rpc.call("transact", [DATABASE, select])
+            for row in answer.get("rows", ()):
+                settings = dict(row["settings"][1]) if found.serves or not settings else settings
         except ConnectionLost as lost:
             silent.append(f"{one}: {lost.reason}")
         finally:
             rpc.close()
-    return heard, silent
+    return heard, settings, silent
 
 
-def _members(own: Report | None, heard: _Heard) -> list[dict[str, Any]]:
+def _members(
+    own: Report | None, heard: Sequence[Standing], known: Mapping[str, Entry]
+) -> list[dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
-    # A member that follows hears nothing of others that follow, so they are called.
-    called = member.reachable(own.peers) if own and own.leader != "self" else frozenset()
-    for peer in own.peers if own else ():
-        assert own is not None
-        leads = peer.sid == own.sid if own.leader == "self" else peer.sid == own.leader
-        match = own.log_end if peer.itself else peer.match
-        leader_here = own.leader == "self"
-        alive = own.alive(peer) if leader_here else peer.itself or peer.sid in called
-        rows[peer.sid] = {
-            "name": None,
-            "id": peer.sid,
-            "address": peer.address,
-            "role": "leader" if leads else "follower",
-            "connected": alive,
-            "index": match,
-            "behind": None if match is None else max(0, own.log_end - match),
-            "silent_ms": peer.silent_ms,
-        }
-    for found, _ in heard.values():
+    if own is not None:
+        # A member that follows hears nothing of others that follow, so they are called.
+        called = None if own.leader == "self" else member.reachable(own.peers)
+        for peer in own.peers:
+            alive = own.alive(peer) if called is None else peer.itself or peer.sid in called
+            match = own.log_end if peer.itself else peer.match
+            rows[peer.sid] = _row(known, peer.sid, peer.address) | {
+                "role": own.role if peer.itself else _role(own, peer),
+                "connected": alive,
+                "index": match,
+                "silent_ms": peer.silent_ms,
+            }
+    for found in heard:
         if found.sid is None:
             continue
-        row = rows.setdefault(
-            found.sid[:4],
-            {
-                "name": None,
-                "id": found.sid[:4],
-                "address": None,
-                "role": "",
-                "connected": None,
-                "index": None,
-                "behind": None,
-                "silent_ms": None,
-            },
-        )
-        row["role"] = "leader" if found.leader else "follower"
+        sid = found.sid[:4]
+        row = rows.setdefault(sid, _row(known, sid, None))
+        row["role"] = "leader" if found.leader else row["role"] or "follower"
         row["connected"] = found.connected
-        row["index"] = found.index if row["index"] is None else row["index"]
-    newest = max((row["index"] for row in rows.values() if row["index"] is not None), default=None)
+        row["index"] = row["index"] if row["index"] is not None else found.index
+    newest = max((row["index"] for row in rows.values() if row["index"] is not None), default=0)
     for row in rows.values():
-        if row["behind"] is None and row["index"] is not None and newest is not None:
-            row["behind"] = newest - row["index"]
-    return sorted(rows.values(), key=lambda row: str(row["address"]))
+        row["behind"] = None if row["index"] is None else newest - row["index"]
+    # Whom the fabric knows, and nobody has heard of.
+    for entry in known.values():
+        rows.setdefault(entry.sid, _row(known, entry.sid, entry.address))
+    return sorted(rows.values(), key=lambda row: str(row["name"]))
+
+
+def _role(own: Report, peer: Peer) -> str:
+    return "leader" if peer.sid == own.leader else "follower"
+
+
+def _row(known: Mapping[str, Entry], sid: str, address: str | None) -> dict[str, Any]:
+    entry = next((entry for entry in known.values() if entry.sid == sid), None)
+    where = address or (entry.address if entry else None)
+    return {
+        "name": entry.name if entry else where or sid,
+        "id": sid,
+        "address": where,
+        "role": "",
+        "connected": None,
+        "index": None,
+        "behind": None,
+        "silent_ms": None,
+    }

@@ -48,10 +48,6 @@ class Report:
     uncommitted: int
     peers: tuple[Peer, ...]
 
-    @property
-    def is_member(self) -> bool:
-        return self.status == "cluster member"
-
     def alive(self, peer: Peer) -> bool:
         """As far as the leader knows."""
         if peer.itself:

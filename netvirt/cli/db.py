@@ -110,10 +110,7 @@ def status(
             rows = fabric.select_many([(table, {}) for table in tables])
             top = fabric.top()
             found |= {"cfg": top["cfg"], "schema": fabric.schema_version()}
-            clustering.name_members(found, top["settings"])
         found |= {table.lower() + "s": len(some) for table, some in zip(tables, rows, strict=True)}
-    else:
-        clustering.name_members(found, {})
     members = found.get("members")
     if output is Format.TABLE:
         shown = {key: value for key, value in found.items() if key != "members"}

@@ -112,7 +112,12 @@ def leave(database: Path, run_dir: Path) -> str:
     name = "this machine"
     try:
         own = member.report(run_dir)
-        if own.is_member:
+        if own.status.startswith("joining"):
+            raise Refused(
+                f"fabric database {database} is about to join a cluster, and can't leave it "
+                "before. Finish it: run `nvctl db join` again."
+            )
+        if not own.status.startswith(("leaving", "left")):
             name = _ask_to_leave(run_dir, own)
         if not member.wait_until(lambda: not member.report(run_dir).sid, JOIN_S):
             raise BackendUnavailable(
