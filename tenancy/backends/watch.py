@@ -61,6 +61,28 @@ class _Idl(ovs.db.idl.Idl):  # type: ignore[misc]
         self._shared: dict[tuple[str, str, Any], Any] = {}
         self._session.reconnect.set_backoff(FIRST_BACKOFF_MS, LONGEST_BACKOFF_MS)
         self.touched: set[tuple[str, UUID]] = set()
+        # The cluster that was followed last.
+        self.followed: Any = None
+
+    def force_reconnect(self) -> None:
+        """Leave this server for another; the IDL does so with those that don't serve, or whose
+        data is older than what was seen.
+
+        Which is older, only numbers of one cluster say. Another that has taken its place, made
+        from a backup, counts from the beginning.
+        """
+        now = self.cluster()
+        if now is not None and now != self.followed:
+            self._min_index = 0
+        super().force_reconnect()
+
+    def cluster(self) -> Any:
+        """The id of the cluster at the other end, None if there is none."""
+        for table in (self.server_tables or {}).values():
+            for row in table.rows.values():
+                if row.name == self._db.name and row.cid:
+                    return row.cid[0]
+        return None
 
     def notify(self, event: str, row: Any, updates: Any = None) -> None:  # noqa: ARG002
         # The IDL also follows the server's own _Server database.
@@ -131,6 +153,7 @@ class FabricWatch:
             # Should this member go, the next ones are tried at once, not after a pause.
             self._settled_once = self._idl._session.get_seqno()
             self._idl._session.reset_backoff()
+            self._idl.followed = self._idl.cluster()
         return touched
 
     def wait(self, poller: Any) -> None:
