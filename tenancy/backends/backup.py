@@ -131,7 +131,7 @@ def _commit(rpc: Rpc, present: Mapping[str, Mapping[str, Any]], contents: Conten
         for row_id in here.keys() - wanted.keys():
             changes.append({"op": "delete", "table": table, "where": _is(row_id)})
         for row_id, columns in wanted.items():
-            row = {**_defaults(table), **columns}
+            row = {**defaults(table), **columns}
             if row_id in here:
                 changes.append({"op": "update", "table": table, "where": _is(row_id), "row": row})
             else:
@@ -199,8 +199,8 @@ def _tables() -> list[str]:
     return [table for table in codec.shapes() if table not in SERVERS_OWN]
 
 
-def _defaults(table: str) -> dict[str, Any]:
-    """What a column holds that a file leaves out (RFC 7047, 5.2.1)."""
+def defaults(table: str) -> dict[str, Any]:
+    """What the columns of a table hold that a file leaves out (RFC 7047, 5.2.1)."""
     columns = json.loads(codec.schema_text())["tables"][table]["columns"]
     return {name: _default(spec["type"]) for name, spec in columns.items()}
 
