@@ -17,7 +17,7 @@ from netvirt.service import networks, ports
 from netvirt.service.networks import NetworkRequest
 from netvirt.service.ports import PortRequest
 from tenancy import clustering, dbfile, members, service
-from tenancy.backends import backup, cluster, embedded, member, pki, tls
+from tenancy.backends import backup, cluster, codec, embedded, member, pki, tls
 from tenancy.backends.codec import DATABASE
 from tenancy.backends.fabric import Fabric
 from tenancy.errors import BackendUnavailable, InvalidRequest, NotFound, Refused
@@ -189,6 +189,29 @@ def test_who_has_a_fabric_of_his_own_joins_no_other(directories: Callable[[str],
         cluster.make_joining(directory / "fabric.db", "tcp:127.0.0.1:1", ["tcp:127.0.0.1:2"])
 
 
+def test_an_earlier_schema_is_converted_in_the_running_cluster(
+    directories: Callable[[str], Path],
+) -> None:
+    here = place(directories("a"))
+    schema = json.loads(codec.schema_text()) | {"version": "1.1.0"}
+    now = json.loads(codec.schema_text())["version"]
+    del schema["tables"]["Pin"]
+    old, base = here.run_dir / "old.schema", here.run_dir / "base.db"
+    old.write_text(json.dumps(schema))
+    embedded.tool("create", base, old)
+    tenant = {"op": "insert", "table": "Tenant", "row": {"name": "red"}}
+    embedded.tool("transact", base, json.dumps([DATABASE, codec.FIRST_ROW, tenant]))
+    embedded.tool("create-cluster", here.database, base, f"tcp:127.0.0.1:{free_port()}")
+
+    remote, in_touch = clustering.start(here)
+
+    assert in_touch
+    with Fabric.connect(remote) as fabric:
+        assert fabric.schema_version() == now
+        assert [tenant.name for tenant in service.list_all(fabric)] == ["red"]
+        assert fabric.select("Pin") == []
+
+
 # Deciding
 
 
@@ -334,7 +357,7 @@ def test_a_change_whose_answer_is_lost_is_made_once(
     service.create(fabric, "red")
     networks.create(fabric, "red", NetworkRequest(name="front", cidrs=["10.1.0.0/24"]))
     ports.create(fabric, "red", "front", PortRequest(name="old"))
-    mark = '"op":"insert","table":"Port"' if what == "create" else '"op":"delete","table":"Port"'
+    mark = '"table":"Port","uuid"' if what == "create" else '"op":"delete","table":"Port"'
     server = Cutting(tmp_path / "sock", fabric_remote, mark)
     try:
         with Fabric.connect(f"unix:{tmp_path / 'sock'}") as cut:
