@@ -5,8 +5,8 @@ in by, and a door asks for the certificates of one authority: hosts may write on
 own (`tenancy.roles`), operators everything. A host's certificate opens no operators' door.
 
 A certificate says whether it is a server's or a client's (extended key usage, RFC 5280 4.2.1.12),
-and OpenSSL takes it for nothing else: a stolen host key can't pose as the database. A server's is
-both, because members of a clustered database call one another.
+and OpenSSL takes it for nothing else: a stolen host key can't pose as the database. Only a
+member's is both, because members of a clustered database call one another.
 """
 
 import re
@@ -39,6 +39,12 @@ class Kind(StrEnum):
     HOST = "host"
     OPERATOR = "operator"
     SERVER = "server"
+    MEMBER = "member"
+
+    @property
+    def serves(self) -> bool:
+        """Whether it is a database server's, which hosts and operators connect to."""
+        return self in (Kind.SERVER, Kind.MEMBER)
 
     @property
     def authorities(self) -> tuple[Authority, ...]:
@@ -48,7 +54,7 @@ class Kind(StrEnum):
                 return (Authority.HOSTS,)
             case Kind.OPERATOR:
                 return (Authority.OPERATORS,)
-            case Kind.SERVER:
+            case Kind.SERVER | Kind.MEMBER:
                 return (Authority.HOSTS, Authority.OPERATORS)
 
 

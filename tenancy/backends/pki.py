@@ -57,7 +57,7 @@ def issue(directory: Path, kind: Kind, name: str, *, days: int, renew: bool = Fa
             return place
         fresh = _fresh(place)
         for authority, (certificate, key) in signers.items():
-            bundle = fresh / authority if kind is Kind.SERVER else fresh
+            bundle = fresh / authority if kind.serves else fresh
             bundle.mkdir(mode=0o700, exist_ok=True)
             own = ec.generate_private_key(ec.SECP256R1())
             signed = _sign(kind, name, own, certificate, key, min(days, _days_left(certificate)))
@@ -130,10 +130,10 @@ def _make_authority(directory: Path, authority: Authority) -> None:
 def _sign(
     kind: Kind, name: str, own: _Key, authority: x509.Certificate, key: _Key, days: int
 ) -> x509.Certificate:
-    purposes = [ExtendedKeyUsageOID.CLIENT_AUTH]
-    if kind is Kind.SERVER:
+    purposes = [ExtendedKeyUsageOID.SERVER_AUTH if kind.serves else ExtendedKeyUsageOID.CLIENT_AUTH]
+    if kind is Kind.MEMBER:
         # Members of a cluster call one another.
-        purposes.append(ExtendedKeyUsageOID.SERVER_AUTH)
+        purposes.append(ExtendedKeyUsageOID.CLIENT_AUTH)
     return (
         _builder(_subject(name), authority.subject, own, days)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)

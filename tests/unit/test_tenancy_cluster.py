@@ -390,7 +390,7 @@ def test_members_and_hosts_come_in_with_certificates_and_hosts_have_the_rights_o
     raft = [f"ssl:127.0.0.1:{free_port()}" for _ in doors]
     places = []
     for number, door in enumerate(doors):
-        certificates = pki.issue(authorities, Kind.SERVER, f"db{number}", days=9) / "hosts"
+        certificates = pki.issue(authorities, Kind.MEMBER, f"db{number}", days=9) / "hosts"
         here = place(
             directories(f"db{number}"),
             f"pssl:{door}:127.0.0.1",

@@ -54,7 +54,7 @@ def test_no_key_can_be_read_by_others(directory: Path) -> None:
         pki.issue(directory, kind, "one", days=30)
 
     keys = [*directory.rglob("*.key"), *directory.rglob("key.pem")]
-    assert len(keys) == 2 + 4
+    assert len(keys) == 2 + 6
     assert {stat.S_IMODE(key.stat().st_mode) for key in keys} == {0o600}
     assert stat.S_IMODE(directory.stat().st_mode) == 0o700
 
