@@ -15,6 +15,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self, TypeVar
+from uuid import UUID
 
 from tenancy.backends import codec, standing
 from tenancy.backends.codec import DATABASE, Row, Value
@@ -177,12 +178,16 @@ class Fabric:
                 continue
             refused = any(result and "error" in result for result in results)
             if repeated and refused and self._is_made(changes):
-                changes.was_made(self.top()["cfg"])
+                changes.was_made(self.top()["cfg"], self._holders(changes.rings))
                 return
             if any(result and "error" in result for result in results[:guards]):
                 raise GuardFailed("what was to be deleted has changed meanwhile")
             changes.conclude(results[guards:])
             return
+
+    def _holders(self, network: UUID | None) -> frozenset[str]:
+        found = self.select("Binding", network=network) if network else []
+        return frozenset(row["host"] for row in found)
 
     def _is_made(self, changes: Changes) -> bool:
         """Whether changes whose answer was lost have been made: all or none of them are."""

@@ -47,6 +47,8 @@ class Changes:
         self._operations: list[dict[str, Any]] = []
         self._on_failure: dict[int, Callable[[str], VirtkitError]] = {}
         self._cfg_at: int | None = None
+        # The network whose hosts are to acknowledge, if any.
+        self.rings: UUID | None = None
         self._inserted: list[tuple[str, UUID]] = []
         self._deleted: list[tuple[str, UUID]] = []
 
@@ -170,12 +172,11 @@ class Changes:
         """Ask the hosts that hold a network to say when they have applied this.
 
         After commit, `cfg` is the number that they will acknowledge, and `holders` are those with
-        a port of the network bound before the operations that come after this call. Only they
-        hear of `Network.cfg`, so nobody else answers.
+        a port of the network bound before the operations that come after this call.
         """
         self.mutate("Fabric", {}, [("cfg", "+=", 1)])
         self.mutate("Network", {"id": network}, [("cfg", "+=", 1)])
-        self._cfg_at = len(self._operations)
+        self._cfg_at, self.rings = len(self._operations), network
         self._operations.append(
             {"op": "select", "table": "Fabric", "where": [], "columns": ["cfg"]}
         )
@@ -200,10 +201,14 @@ class Changes:
             self.cfg = rows[0]["cfg"] if rows else 0
             self.holders = frozenset(row["host"] for row in results[self._cfg_at + 1]["rows"])
 
-    def was_made(self, cfg: int) -> None:
-        """Take note that it was made although its answer was lost; `cfg` is the present one."""
+    def was_made(self, cfg: int, holders: frozenset[str]) -> None:
+        """Take note that it was made although its answer was lost.
+
+        `cfg` is the present one and `holders` the hosts that hold the network now: whoever waits
+        for them waits for no less than this change.
+        """
         if self._cfg_at is not None:
-            self.cfg = cfg
+            self.cfg, self.holders = cfg, holders
 
     def _wait(
         self,

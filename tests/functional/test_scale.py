@@ -209,8 +209,7 @@ def flow_number(flow: str) -> int:
 def test_a_change_in_a_network_that_it_does_not_hold_costs_a_host_nothing(
     breadth: Breadth,
 ) -> None:
-    """Neither flows nor an answer: only who holds the network is waited for, and only they say
-    that they have followed."""
+    """No flow, and nobody waits for it: only who holds the network is waited for."""
     database = breadth.database
     breadth.plug(breadth.h2, "n0900")
     until(lambda: hosts.bound_ports(database).get("h2") == 1, what="it is not bound", timeout_s=60)

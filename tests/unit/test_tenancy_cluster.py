@@ -15,11 +15,12 @@ import pytest
 from lab.waiting import until
 from netvirt.service import networks, ports
 from netvirt.service.networks import NetworkRequest
-from netvirt.service.ports import PortRequest
+from netvirt.service.ports import PortRequest, PortState
 from tenancy import clustering, dbfile, members, service
 from tenancy.backends import backup, cluster, codec, embedded, member, pki, tls
 from tenancy.backends.codec import DATABASE
 from tenancy.backends.fabric import Fabric
+from tenancy.backends.transaction import Transaction
 from tenancy.errors import BackendUnavailable, InvalidRequest, NotFound, Refused
 from tenancy.members import Entry, Peer, Report
 from tenancy.model import Resource
@@ -375,6 +376,36 @@ def test_a_change_whose_answer_is_lost_is_made_once(
     quota = service.get(fabric, "red").quota
     used = {resource: allowance.used for resource, allowance in quota.items()}
     assert (used[Resource.PORTS], used[Resource.ADDRESSES]) == (expected, expected)
+
+
+def test_who_waits_for_a_change_whose_answer_is_lost_waits_for_the_same_hosts(
+    fabric: Fabric, fabric_remote: str, tmp_path: Path
+) -> None:
+    service.create(fabric, "red")
+    networks.create(fabric, "red", NetworkRequest(name="front", cidrs=["10.1.0.0/24"]))
+    made = [
+        ports.create(fabric, "red", "front", PortRequest(name=name)) for name in ("held", "new")
+    ]
+    _bind(fabric, made[0], "h1")
+    server = Cutting(tmp_path / "sock", fabric_remote, '"table":"Binding","uuid"')
+    try:
+        with Fabric.connect(f"unix:{tmp_path / 'sock'}") as cut:
+            changes = _bind(cut, made[1], "h2")
+    finally:
+        server.close()
+
+    assert server.cuts == 1
+    assert "h1" in changes.holders
+    assert changes.cfg == fabric.top()["cfg"]
+
+
+def _bind(fabric: Fabric, state: PortState, host: str) -> Transaction:
+    transaction = fabric.transaction()
+    columns = {"port": state.port.id, "network": state.network.id, "claim": 1}
+    transaction.insert("Binding", {**columns, "host": host, "active": True})
+    transaction.request_acknowledgement(state.network.id)
+    transaction.commit()
+    return transaction
 
 
 # TLS
