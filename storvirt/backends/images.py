@@ -66,6 +66,23 @@ def create(
         )
 
 
+def create_like(cluster: Cluster, path: ImagePath, model: ImagePath) -> None:
+    """An empty image of the size, layout, features and settings that another has."""
+    with cluster.image(model, read_only=True) as image:
+        names = frozenset(features.names(image.features()))
+        striped = "striping" in names
+        layout = Layout(
+            object_size_bytes=image.stat()["obj_size"],
+            stripe_unit_bytes=image.stripe_unit() if striped else None,
+            stripe_count=image.stripe_count() if striped else None,
+            features=names & features.BITS.keys(),
+        )
+        size_bytes = image.size()
+        kept = {key: value for key, value in image.metadata_list() if key.startswith(qos.PREFIX)}
+    create(cluster, path, size_bytes, layout)
+    set_metadata(cluster, path, kept)
+
+
 def clone(
     cluster: Cluster,
     parent: ImagePath,

@@ -134,7 +134,7 @@ def _begin(cluster: Cluster, entry: ImageEntry, qmp: Qmp, target: ImagePath) -> 
     _stop(qmp, entry, target)
     source = mirror.source_node(qmp, *_names(entry, entry.record.path))
     images.remove(cluster, target)
-    images.create(cluster, target, images.describe(cluster, entry.record.path).size_bytes)
+    images.create_like(cluster, target, entry.record.path)
     node = mirror.other_name(source)
     connection = attaching.connection(cluster, entry, target)
     options = hypervisor.qemu_blockdev(connection)

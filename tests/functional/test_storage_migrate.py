@@ -205,6 +205,9 @@ def test_an_image_moves_under_a_writing_guest_and_no_acknowledged_byte_is_lost(
 ) -> None:
     name = "busy"
     imported(svctl, green, name, tmp_path, 128)
+    layout = ("--no-feature", "fast-diff", "--write-iops-limit", "90000")
+    svctl("image", "set", name, "--tenant", green, *layout)
+    was = svctl("image", "get", name, "--tenant", green)
     with guest(ceph_lab, svctl, green, name, tmp_path) as qmp:
         assert "--qmp" in svctl.refused("migrate", name, "-t", green, "--to-pool", OTHER).sentence
         writer = Writer(ceph_lab, tmp_path, 128 * MIB)
@@ -241,6 +244,10 @@ def test_an_image_moves_under_a_writing_guest_and_no_acknowledged_byte_is_lost(
     assert pool_of(svctl, green, name) == pool
     content(svctl, pool, green, name, tmp_path)
     insist(writer, tmp_path / "exported")
+    is_now = svctl("image", "get", name, "--tenant", green)
+    assert "fast-diff" not in is_now["features"]
+    for what in ("features", "limits", "object_size", "stripes"):
+        assert is_now[what] == was[what], what
     svctl("image", "attach", name, "--tenant", green)
     deadline = time.monotonic() + 40
     while svctl.run("image", "delete", name, "--tenant", green, "--yes").returncode:
