@@ -103,6 +103,9 @@ def finish_joining(database: Path, run_dir: Path, *, name: str, doors: Sequence[
 def leave(database: Path, run_dir: Path) -> str:
     """Have the member here leave its cluster in good order, and return what it was called."""
     if embedded.file_model(database) is None and embedded.left_file(database).exists():
+        # The run that was killed may have left the server of it running.
+        if _serves_nothing(run_dir):
+            _stop(database, run_dir)
         return "this machine"
     if not embedded.is_clustered(database):
         raise Refused(
@@ -127,11 +130,26 @@ def leave(database: Path, run_dir: Path) -> str:
     except member.NoCluster:
         # It is out: the server has dropped the database.
         pass
-    embedded.stop(run_dir)
+    # The file first: whether the member is out, only the server knows, and it is stopped next.
     _fresh(database)
     os.replace(database, embedded.left_file(database))  # noqa: PTH105
-    embedded.lock_of(database).unlink(missing_ok=True)
+    _stop(database, run_dir)
     return name
+
+
+def _serves_nothing(run_dir: Path) -> bool:
+    """Whether a server runs here whose member has left; not one that serves another fabric."""
+    try:
+        return not member.report(run_dir).sid
+    except member.NoCluster:
+        return DATABASE not in member.control(run_dir, "ovsdb-server/list-dbs").split()
+    except BackendUnavailable:
+        return False
+
+
+def _stop(database: Path, run_dir: Path) -> None:
+    embedded.stop(run_dir)
+    embedded.lock_of(database).unlink(missing_ok=True)
 
 
 def _ask_to_leave(run_dir: Path, own: members.Report) -> str:
