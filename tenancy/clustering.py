@@ -110,11 +110,19 @@ def status(remotes: str, database: Path, run_dir: Path) -> dict[str, Any]:
             "term": own.term,
             "log_index": own.log_end,
             "uncommitted": own.uncommitted,
-            "disk_bytes": database.stat().st_size if database.exists() else None,
+            "disk_bytes": _size(database),
         }
     if clustered:
         record["members"] = _members(own, heard, members.entries(settings))
     return record
+
+
+def _size(database: Path) -> int | None:
+    """Bytes of the file; None if there is none, or who asks may not know."""
+    try:
+        return database.stat().st_size
+    except OSError:
+        return None
 
 
 def _own(run_dir: Path) -> Report | None:

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-Database = Annotated[Path, typer.Option(help="Its file.")]
+# Who may not read it may still ask for its status.
+Database = Annotated[Path, typer.Option(help="Its file.", readable=False)]
 RunDir = Annotated[Path, typer.Option(help="Where its socket and pid file are.")]
 Listen = Annotated[
     list[str] | None,

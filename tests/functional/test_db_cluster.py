@@ -288,12 +288,18 @@ def rows_of(fabric: Fabric, name: str) -> dict[str, Any]:
     return found
 
 
+def bundles(host: Host) -> int:
+    """How often the agent has changed the switch's flows."""
+    return host.path("/var/log/virtkit/agent.log").read_text().count("bundle sent")
+
+
 def test_what_was_backed_up_is_there_again_row_by_row_after_a_disaster(
     fabric: Fabric, pair: tuple[Container, Container], report: Report
 ) -> None:
     a, b = pair
     before = rows_of(fabric, "good")
     assert before["Tenant"] and before["Port"] and before["Binding"]
+    sent = bundles(a.host) + bundles(b.host)
     with pinging(a, b.ip) as lost:
         for host in fabric.lab.hosts:
             host.kill("fabric")
@@ -313,7 +319,10 @@ def test_what_was_backed_up_is_there_again_row_by_row_after_a_disaster(
             fabric.do("nvctl db stop", host)
             host.start("fabric")
         until(lambda: whole(fabric), what="it is not whole again", timeout_s=PATIENCE_S)
-    assert lost == []
+    # The agents have not touched a flow. A packet or two may go all the same, while three servers
+    # start on a machine that is busy with other things: one of some 1,500 did in two of ten runs.
+    assert bundles(a.host) + bundles(b.host) == sent
+    assert len(lost) <= 2, lost
     fabric("nvctl network set front -t red --label round=cut --wait")
     assert rows_of(fabric, "again") == before
 
@@ -328,7 +337,8 @@ def test_what_was_backed_up_is_there_again_row_by_row_after_a_disaster(
     assert rows_of(fabric, "put-right") == before
     assert member_names(fabric) == ["h1", "h2", "h3"]
     count = sum(len(rows) for rows in before.values())
-    report.add("all three files lost, backup", f"{count} rows, 100 pings/s", 0, 0, recovery_s)
+    load = f"{count} rows, 100 pings/s"
+    report.add("all three files lost, backup", load, 0, len(lost), recovery_s)
 
 
 def killed_when(host: Host, line: str, reached: Callable[[], bool]) -> None:
