@@ -316,11 +316,11 @@ def test_up_works_after_an_up_that_was_killed() -> None:
 def test_an_up_that_is_interrupted_removes_what_it_made() -> None:
     name = f"{PREFIX}-interrupted"
     process = _start_up(name)
-    time.sleep(1.0)
+    waiting.until(lambda: _members_on_record(name), what="nothing is made", timeout_s=60)
     members = _members_on_record(name)
     process.terminate()
 
-    assert process.wait(30) == 1
+    assert process.wait(60) == 1
     _assert_nothing_is_left(name, members)
 
 
