@@ -13,7 +13,7 @@ import rbd
 
 from storvirt.backends import osdmaps
 from storvirt.backends.cluster import Cluster
-from storvirt.placement import Boot, plan
+from storvirt.placement.ranking import Boot, plan
 
 CONF = "/etc/ceph/ceph.conf"
 BLOCK = 4096

@@ -13,7 +13,7 @@ from functools import lru_cache
 
 import msgspec
 
-from storvirt.rbddiff import Stretch
+from storvirt.formats.rbddiff import Stretch
 from tenancy.errors import InvalidRequest
 
 BLOCK_BYTES = 4 << 20

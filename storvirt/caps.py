@@ -26,7 +26,7 @@ TAG = "virtkit"
 # their writes would land in the cache. Tags are compared at each request, so it holds at once.
 READ_ONLY_TAG = "virtkit-read-only"
 # Not a tag that caps refer to: what a cache pool was like before it was held (see
-# `storvirt.tiering`), noted on its base.
+# `storvirt.tiers.steps`), noted on its base.
 HOLD_NOTE = "virtkit-hold"
 
 ENTITY_PREFIX = "client.virtkit."

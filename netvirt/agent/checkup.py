@@ -10,13 +10,13 @@ from functools import partial
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from netvirt import fabric_checks
 from netvirt.agent import doctor
 from netvirt.agent.doctor import Place
 from netvirt.backends import host_facts
-from netvirt.fabric_checks import FabricFacts
-from netvirt.flow_checks import PutFlows
-from netvirt.host_checks import ForgetAttachment, WithdrawBinding
+from netvirt.checks import fabric as fabric_checks
+from netvirt.checks.fabric import FabricFacts
+from netvirt.checks.flows import PutFlows
+from netvirt.checks.hosts import ForgetAttachment, WithdrawBinding
 from netvirt.service import fabric_doctor
 from tenancy import database_checks
 from tenancy.backends import database_facts

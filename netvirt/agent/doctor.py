@@ -14,7 +14,6 @@ from typing import TypeVar
 
 import ovs.poller
 
-from netvirt import flow_checks, host_checks, path_checks
 from netvirt.agent import replica
 from netvirt.agent.agent import TUNNEL_NAMES
 from netvirt.backends import attach, flow_diff, gateway_device, host_facts, links, path_probe
@@ -30,9 +29,12 @@ from netvirt.backends.openflow_events import (
 )
 from netvirt.backends.vswitch import DEFAULT_REMOTE, Bridge, VSwitch
 from netvirt.backends.vswitch_rows import ATTACHMENT_KEY, attachment_id
-from netvirt.fabric_checks import FabricFacts
-from netvirt.flow_checks import PutFlows
-from netvirt.host_checks import (
+from netvirt.checks import flows as flow_checks
+from netvirt.checks import hosts as host_checks
+from netvirt.checks import paths as path_checks
+from netvirt.checks.fabric import FabricFacts
+from netvirt.checks.flows import PutFlows
+from netvirt.checks.hosts import (
     AddInterface,
     EnsureTunnels,
     HostFacts,

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from pyroute2 import IPRoute, NetlinkError
 
-from netvirt.host_checks import Link
+from netvirt.checks.hosts import Link
 from netvirt.model import PortId
 from tenancy.errors import BackendUnavailable
 

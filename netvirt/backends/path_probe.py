@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 
-from netvirt.path_checks import PathFacts
+from netvirt.checks.paths import PathFacts
 from tenancy.errors import BackendUnavailable
 
 _ECHO_REQUEST, _ECHO_REPLY, _TIMESTAMP, _TIMESTAMP_REPLY = 8, 0, 13, 14  # RFC 792

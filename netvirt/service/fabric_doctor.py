@@ -7,7 +7,7 @@ from ipaddress import ip_address, ip_network
 from uuid import UUID
 
 from netvirt import rows
-from netvirt.fabric_checks import (
+from netvirt.checks.fabric import (
     Account,
     DeleteBinding,
     DeleteHostPort,
@@ -17,7 +17,7 @@ from netvirt.fabric_checks import (
     Lease,
     Recount,
 )
-from netvirt.host_checks import ForgetAttachment, WithdrawBinding
+from netvirt.checks.hosts import ForgetAttachment, WithdrawBinding
 from netvirt.model import NetworkId, Port, PortId, PortKind
 from netvirt.service import attachments, host_ports, hosts
 from tenancy.backends.codec import Row

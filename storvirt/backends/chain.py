@@ -10,10 +10,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Self
 
-from storvirt import backups, rbddiff
+from storvirt import backups
 from storvirt.backends import activity
 from storvirt.backups import BLOCK_BYTES, MANIFEST, Manifest, Piece
-from storvirt.rbddiff import Diff, Stretch
+from storvirt.formats import rbddiff
+from storvirt.formats.rbddiff import Diff, Stretch
 from tenancy.errors import InvalidRequest, NotFound, Refused, VerificationFailed
 
 _OURS = re.compile(r"\d{6}\.(full|diff)(\.part)?|manifest\.json\.new")

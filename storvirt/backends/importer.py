@@ -17,9 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from storvirt.backends import activity
+from storvirt.formats.qcow2 import HEADER_BYTES
+from storvirt.formats.sources import Source, SourceFormat, fingerprint, recognise
 from storvirt.model import LUKS2, ImagePath, whole_sectors
-from storvirt.qcow2 import HEADER_BYTES
-from storvirt.sources import Source, SourceFormat, fingerprint, recognise
 from tenancy.errors import BackendUnavailable, InvalidRequest, NotFound, VerificationFailed
 
 CHECK_TIMEOUT_S = 600

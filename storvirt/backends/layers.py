@@ -10,10 +10,10 @@ from dataclasses import replace
 
 import rbd
 
-from storvirt import heat
 from storvirt.backends.cluster import Cluster, translated
-from storvirt.layout import Layer, Layout
 from storvirt.model import ImageName, ImagePath, PoolName, TenantName
+from storvirt.placement import heat
+from storvirt.placement.layout import Layer, Layout
 
 # The generations that images share, by the youngest one's place, id and snapshot, and `first_only`.
 Cache = dict[tuple[ImagePath, str | None, str | None, bool], tuple[Layer, ...]]

@@ -15,7 +15,7 @@ import rbd
 
 from storvirt.backends.cluster import Cluster, translated
 from storvirt.model import ImagePath, PoolName
-from storvirt.tier_backends import Backend, image_configuration
+from storvirt.tiers.choices import Backend, image_configuration
 
 PROBE_TIMEOUT_S = 30
 _SMALLEST_CACHE_BYTES = 1 << 30

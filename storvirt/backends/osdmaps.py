@@ -15,7 +15,7 @@ from typing import Any
 
 from storvirt.backends.cluster import Cluster
 from storvirt.model import PoolName
-from storvirt.osdmap import ActingSet, OsdMap, PoolMap, Upmap
+from storvirt.placement.osdmap import ActingSet, OsdMap, PoolMap, Upmap
 from tenancy.errors import BackendUnavailable
 
 TOOL_TIMEOUT_S = 60

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import IO, Any
 
-from storvirt import backups, exports, rbddiff
+from storvirt import backups, exports
 from storvirt.backends import activity, blocks
 from storvirt.backends.blocks import PARALLEL_READS, Extent
 from storvirt.backends.chain import Disk
 from storvirt.backends.cluster import Cluster, translated
 from storvirt.backups import BLOCK_BYTES
+from storvirt.formats import rbddiff
 from storvirt.model import ImagePath
 
 Progress = Callable[[int, int], None]

@@ -11,7 +11,7 @@ from itertools import count
 
 from storvirt.backends.cluster import Cluster, translated
 from storvirt.model import PoolName
-from storvirt.osdmap import PoolMap, seeds
+from storvirt.placement.osdmap import PoolMap, seeds
 
 # RADOS namespace of objects that exist only while a group is made ready.
 NAMESPACE = "virtkit-settle"

@@ -1,4 +1,4 @@
-"""Ceph's cache tiers: looking at one, and the single steps of `storvirt.tiering`."""
+"""Ceph's cache tiers: looking at one, and the single steps of `storvirt.tiers.steps`."""
 
 import errno
 import re
@@ -9,12 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
-from storvirt import caps, tier_settings
+from storvirt import caps
 from storvirt.backends import pools
 from storvirt.backends.cluster import Cluster, CommandFailed, application_tags
 from storvirt.model import PoolName
-from storvirt.tier_settings import Settings
-from storvirt.tiering import Access, HitSet, Mode, Step, Tier
+from storvirt.tiers import settings as tier_settings
+from storvirt.tiers.settings import Settings
+from storvirt.tiers.steps import Access, HitSet, Mode, Step, Tier
 from tenancy.errors import BackendUnavailable, NotFound, VerificationFailed
 
 # The manager's counts follow what happens by some seconds.

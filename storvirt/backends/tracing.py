@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import IO
 
 from storvirt.backends import activity
-from storvirt.heat import Read
 from storvirt.model import ImagePath
+from storvirt.placement.heat import Read
 from tenancy.errors import BackendUnavailable, InvalidRequest
 
 PROGRAM = "qemu-system-x86_64"

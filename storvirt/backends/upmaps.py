@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from storvirt.backends.cluster import Cluster
-from storvirt.pins import Method, Pin, method_for
+from storvirt.placement.pins import Method, Pin, method_for
 
 SIDE_BY_SIDE = 32
 

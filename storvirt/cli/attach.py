@@ -14,7 +14,7 @@ from storvirt.cli.common import TenantOption, fabric_and_ceph, say
 from storvirt.cli.golden_attach import print_attachment
 from storvirt.hypervisor import CacheMode, Connection, DetectZeroes, Disk
 from storvirt.model import image_name
-from storvirt.reading import client_location
+from storvirt.placement.reading import client_location
 from tenancy.cli import Format, Output, show
 from tenancy.errors import InvalidRequest
 

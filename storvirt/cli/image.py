@@ -21,6 +21,7 @@ from storvirt.cli.reading import read_policy
 from storvirt.cli.share import share, unshare
 from storvirt.cli.take import take
 from storvirt.features import layout
+from storvirt.formats.sources import SourceFormat
 from storvirt.golden import CLONE_OBJECT_BYTES
 from storvirt.model import (
     Image,
@@ -33,7 +34,6 @@ from storvirt.model import (
     snapshot_name,
 )
 from storvirt.model import snapshot_ref as parse_snapshot_ref
-from storvirt.sources import SourceFormat
 from tenancy.cli import Format, Output, Yes, confirm, session, show
 from tenancy.errors import InvalidRequest
 from tenancy.names import format_size, parse_size, validate_name

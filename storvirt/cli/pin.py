@@ -7,7 +7,7 @@ import typer
 
 from storvirt.cli.common import MaybeTenant, TenantOption, fabric_and_ceph, say
 from storvirt.model import image_name
-from storvirt.placement import PIN_BUDGET, Objective
+from storvirt.placement.ranking import PIN_BUDGET, Objective
 from tenancy.cli import Format, Output, show
 from tenancy.errors import InvalidRequest
 

@@ -8,7 +8,7 @@ import typer
 
 from storvirt.cli.common import TenantOption, fabric_and_ceph, say
 from storvirt.model import image_name
-from storvirt.placement import Objective
+from storvirt.placement.ranking import Objective
 from tenancy.cli import Format, Output, show
 from tenancy.errors import InvalidRequest
 

@@ -7,7 +7,7 @@ import typer
 
 from storvirt.cli.common import TenantOption, fabric_and_ceph, say
 from storvirt.model import image_name
-from storvirt.reading import ReadPolicy
+from storvirt.placement.reading import ReadPolicy
 from tenancy.cli import Format, Output, show
 
 

@@ -8,9 +8,9 @@ import typer
 from storvirt.cli import deadline
 from storvirt.cli.common import fabric_and_ceph, say
 from storvirt.model import image_name, image_size, pool_name
-from storvirt.tier_backends import PLUGINS, TRAITS, Backend
-from storvirt.tier_settings import as_words, parse
-from storvirt.tiering import HitSet, Mode
+from storvirt.tiers.choices import PLUGINS, TRAITS, Backend
+from storvirt.tiers.settings import as_words, parse
+from storvirt.tiers.steps import HitSet, Mode
 from tenancy.cli import Format, Output, Yes, confirm, show
 from tenancy.errors import InvalidRequest, Refused
 from tenancy.names import rough_size

@@ -5,13 +5,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from storvirt import heat
 from storvirt.backends import images, layers, notes, tracing
 from storvirt.backends.cluster import DEFAULT_TIMEOUT_S, OSD_TIMEOUT_S, Cluster
 from storvirt.backends.tracing import BootRequest, Ended
-from storvirt.heat import HeatMap, Read
 from storvirt.hypervisor import client_conf
 from storvirt.model import ImageName, SnapshotName, SnapshotRef, State
+from storvirt.placement import heat
+from storvirt.placement.heat import HeatMap, Read
 from storvirt.service import attaching, catalog, placing
 from storvirt.service.catalog import ImageEntry
 from tenancy.backends.fabric import Fabric

@@ -10,7 +10,7 @@ from storvirt.backends import librbd_caches, pools
 from storvirt.backends.cluster import Cluster
 from storvirt.model import ImageName, ImagePath, PoolName, State
 from storvirt.service import catalog
-from storvirt.tier_backends import ALTERNATIVES, PLUGINS, TRAITS, Backend, image_configuration
+from storvirt.tiers.choices import ALTERNATIVES, PLUGINS, TRAITS, Backend, image_configuration
 from tenancy.backends.fabric import Fabric
 from tenancy.errors import NotFound, Refused
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from storvirt import hypervisor
 from storvirt.backends import blocks, encryption, images, importer, notes
 from storvirt.backends.cluster import Cluster
+from storvirt.formats.sources import Source, SourceFormat
 from storvirt.model import (
     LUKS2,
     Image,
@@ -19,7 +20,6 @@ from storvirt.model import (
     State,
 )
 from storvirt.service import admission, attaching, catalog, snapshots
-from storvirt.sources import Source, SourceFormat
 from tenancy.backends.fabric import Fabric
 from tenancy.errors import InvalidRequest, NotFound, Refused
 from tenancy.names import format_size, shortened

@@ -11,15 +11,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from uuid import UUID
 
-from storvirt import pins
 from storvirt.backends import layers, osdmaps, upmaps
 from storvirt.backends.cluster import Cluster
-from storvirt.layout import first_served, held
 from storvirt.model import ImageName, State
-from storvirt.objectives import group_weights
-from storvirt.osdmap import OsdMap
-from storvirt.pins import Choice, Method, Pin, Standing
-from storvirt.placement import PIN_BUDGET, Group, Objective, locality
+from storvirt.placement import pins
+from storvirt.placement.layout import first_served, held
+from storvirt.placement.objectives import group_weights
+from storvirt.placement.osdmap import OsdMap
+from storvirt.placement.pins import Choice, Method, Pin, Standing
+from storvirt.placement.ranking import PIN_BUDGET, Group, Objective, locality
 from storvirt.service import catalog, placing
 from storvirt.service.catalog import ImageEntry
 from tenancy.backends.codec import Row

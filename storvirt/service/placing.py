@@ -4,16 +4,16 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from storvirt import heat as heats
-from storvirt import osdmap
 from storvirt.backends import layers, osdmaps
 from storvirt.backends.cluster import Cluster
-from storvirt.heat import HeatMap
-from storvirt.layout import Layer, first_served
 from storvirt.model import ImageName, ImagePath, PoolName
-from storvirt.objectives import group_weights, object_weights
-from storvirt.osdmap import OsdMap
-from storvirt.placement import (
+from storvirt.placement import heat as heats
+from storvirt.placement import osdmap
+from storvirt.placement.heat import HeatMap
+from storvirt.placement.layout import Layer, first_served
+from storvirt.placement.objectives import group_weights, object_weights
+from storvirt.placement.osdmap import OsdMap
+from storvirt.placement.ranking import (
     Group,
     Locality,
     Objective,

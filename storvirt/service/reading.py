@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 from storvirt.backends import layers, notes, osdmaps, replicas
 from storvirt.backends.cluster import Cluster
-from storvirt.layout import Layer, first_served, held
 from storvirt.model import ImageName
-from storvirt.objectives import group_weights
-from storvirt.osdmap import OsdMap
-from storvirt.placement import Group
-from storvirt.reading import KEY, ReadPolicy, policy_of
+from storvirt.placement.layout import Layer, first_served, held
+from storvirt.placement.objectives import group_weights
+from storvirt.placement.osdmap import OsdMap
+from storvirt.placement.ranking import Group
+from storvirt.placement.reading import KEY, ReadPolicy, policy_of
 from storvirt.service import catalog
 from tenancy.backends.fabric import Fabric
 from tenancy.errors import Refused

@@ -7,7 +7,7 @@ from enum import StrEnum
 from storvirt.backends import layers, osdmaps
 from storvirt.backends.cluster import Cluster
 from storvirt.model import ImageName, State
-from storvirt.placement import Objective, locality, rank
+from storvirt.placement.ranking import Objective, locality, rank
 from storvirt.service import catalog, placing
 from storvirt.service.placing import Placement
 from tenancy.backends.fabric import Fabric

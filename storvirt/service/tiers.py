@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from storvirt import tier_settings
 from storvirt.backends import hold_guard, pools, tier_counters, tiers
 from storvirt.backends.cluster import Cluster
 from storvirt.backends.pools import PoolFacts
@@ -18,9 +17,10 @@ from storvirt.backends.tier_counters import Activity
 from storvirt.backends.tiers import TierFacts
 from storvirt.model import PoolName
 from storvirt.service import catalog, read_only_pools
-from storvirt.tier_plan import Plan, plan
-from storvirt.tier_settings import Settings
-from storvirt.tiering import Mode, Step, Tier, next_setup, next_teardown
+from storvirt.tiers import settings as tier_settings
+from storvirt.tiers.plan import Plan, plan
+from storvirt.tiers.settings import Settings
+from storvirt.tiers.steps import Mode, Step, Tier, next_setup, next_teardown
 from tenancy.backends.fabric import Fabric
 from tenancy.errors import NotFound, Refused
 

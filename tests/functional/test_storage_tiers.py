@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lab.lab import Lab
-from storvirt.tiering import Step
+from storvirt.tiers.steps import Step
 from tests.functional.storage import Svctl, probe_command, until
 
 pytestmark = [pytest.mark.functional, pytest.mark.ceph]

@@ -6,10 +6,14 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from netvirt import fabric_checks, flow_checks, host_checks, path_checks
-from netvirt.fabric_checks import Account, FabricFacts, Lease, Recount
-from netvirt.flow_checks import PutFlows
-from netvirt.host_checks import HostFacts, Link
+from netvirt.checks import fabric as fabric_checks
+from netvirt.checks import flows as flow_checks
+from netvirt.checks import hosts as host_checks
+from netvirt.checks import paths as path_checks
+from netvirt.checks.fabric import Account, FabricFacts, Lease, Recount
+from netvirt.checks.flows import PutFlows
+from netvirt.checks.hosts import HostFacts, Link
+from netvirt.checks.paths import PathFacts
 from netvirt.model import (
     Attachment,
     AttachmentId,
@@ -25,7 +29,6 @@ from netvirt.model import (
     PortKind,
 )
 from netvirt.observed import Interface
-from netvirt.path_checks import PathFacts
 from netvirt.pipeline.fields import METADATA, OUTPUT
 from netvirt.pipeline.flow import Category, Condition, Flow, Goto, SetField
 from tenancy.database_checks import ServerFacts, servers

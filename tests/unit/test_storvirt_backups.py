@@ -4,9 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storvirt import backups, rbddiff
+from storvirt import backups
 from storvirt.backups import Manifest, Piece
-from storvirt.rbddiff import Stretch
+from storvirt.formats import rbddiff
+from storvirt.formats.rbddiff import Stretch
 from tenancy.errors import InvalidRequest, VirtkitError
 
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storvirt import vdi, vhd, vhdx, vmdk
+from storvirt.formats import vdi, vhd, vhdx, vmdk
 from tenancy.errors import InvalidRequest
 
 MIB = 1 << 20

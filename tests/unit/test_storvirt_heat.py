@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storvirt.heat import HeatMap, Part, Read, collect, decode, encode, parse_trace
+from storvirt.placement.heat import HeatMap, Part, Read, collect, decode, encode, parse_trace
 from tenancy.errors import InvalidRequest, VerificationFailed
 
 reads = st.lists(st.builds(Read, st.integers(0, 10**6), st.integers(1, 5000)), min_size=1)

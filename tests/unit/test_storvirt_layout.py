@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storvirt.layout import Layer, Layout, first_served, held, serving
 from storvirt.model import ImagePath, PoolName, TenantName
+from storvirt.placement.layout import Layer, Layout, first_served, held, serving
 
 LAYOUTS = [
     Layout(object_bytes=16, stripe_unit=16, stripe_count=1),

@@ -4,12 +4,12 @@ from collections.abc import Iterable
 
 import pytest
 
-from storvirt.heat import Read, collect
-from storvirt.layout import Layer, Layout
 from storvirt.model import ImagePath, PoolName, TenantName
-from storvirt.objectives import group_weights, object_weights
-from storvirt.osdmap import ActingSet, OsdMap, PoolMap, locate
-from storvirt.placement import Objective
+from storvirt.placement.heat import Read, collect
+from storvirt.placement.layout import Layer, Layout
+from storvirt.placement.objectives import group_weights, object_weights
+from storvirt.placement.osdmap import ActingSet, OsdMap, PoolMap, locate
+from storvirt.placement.ranking import Objective
 from tenancy.errors import Refused
 
 FOUR = Layout(object_bytes=4, stripe_unit=4, stripe_count=1)

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storvirt.hashing import hash_all
 from storvirt.model import PoolName
-from storvirt.osdmap import (
+from storvirt.placement.hashing import hash_all
+from storvirt.placement.osdmap import (
     ActingSet,
     OsdMap,
     PoolMap,

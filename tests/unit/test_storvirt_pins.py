@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storvirt.model import PoolName
-from storvirt.osdmap import ActingSet, OsdMap, PoolMap, Upmap
-from storvirt.pins import (
+from storvirt.placement.osdmap import ActingSet, OsdMap, PoolMap, Upmap
+from storvirt.placement.pins import (
     Choice,
     Method,
     Pin,

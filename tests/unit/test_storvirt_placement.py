@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storvirt.model import PoolName
-from storvirt.osdmap import ActingSet, OsdMap, PoolMap, object_hash, stable_mod
-from storvirt.placement import Boot, Locality, locality, options, plan, rank, spread
-from storvirt.placement import at as at_acting
+from storvirt.placement.osdmap import ActingSet, OsdMap, PoolMap, object_hash, stable_mod
+from storvirt.placement.ranking import Boot, Locality, locality, options, plan, rank, spread
+from storvirt.placement.ranking import at as at_acting
 
 HOSTS = ("h1", "h2", "h3", "h4")
 

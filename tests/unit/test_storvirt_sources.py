@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storvirt import qcow2
-from storvirt.sources import SourceFormat, fingerprint, recognise
+from storvirt.formats import qcow2
+from storvirt.formats.sources import SourceFormat, fingerprint, recognise
 from tenancy.errors import InvalidRequest
 
 GIB = 1 << 30

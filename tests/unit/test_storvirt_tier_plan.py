@@ -1,8 +1,8 @@
 """What a plan says, for each mode."""
 
-from storvirt.tier_plan import Plan, plan
-from storvirt.tier_settings import Settings, changed, parse
-from storvirt.tiering import Mode
+from storvirt.tiers.plan import Plan, plan
+from storvirt.tiers.settings import Settings, changed, parse
+from storvirt.tiers.steps import Mode
 
 
 def planned(mode: Mode, *words: str, can_hold: bool = True) -> Plan:

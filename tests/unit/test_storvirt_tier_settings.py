@@ -2,8 +2,8 @@
 
 import pytest
 
-from storvirt.tier_settings import Settings, as_ceph, as_words, changed, check, parse
-from storvirt.tiering import HitSet, Mode
+from storvirt.tiers.settings import Settings, as_ceph, as_words, changed, check, parse
+from storvirt.tiers.steps import HitSet, Mode
 from tenancy.errors import InvalidRequest
 
 GIB = 1 << 30

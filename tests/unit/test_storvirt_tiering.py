@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storvirt.tiering import Access, Mode, Step, Tier, next_setup, next_teardown
+from storvirt.tiers.steps import Access, Mode, Step, Tier, next_setup, next_teardown
 
 NONE = Tier(
     base="slow",

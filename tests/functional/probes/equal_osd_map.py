@@ -5,9 +5,9 @@ import random
 import sys
 import time
 
-from storvirt import osdmap
 from storvirt.backends import osdmaps
 from storvirt.backends.cluster import Cluster
+from storvirt.placement import osdmap
 
 pool, namespace, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
 alphabet = "abcXYZ0189._-:/@ äßé漢字\t"

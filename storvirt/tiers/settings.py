@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 
-from storvirt.tiering import HitSet, Mode
+from storvirt.tiers.steps import HitSet, Mode
 from tenancy.errors import InvalidRequest
 from tenancy.names import parse_size, rough_size, shortened
 

@@ -6,7 +6,7 @@ have a replica, which answers clients with the read policy `localize`. That pull
 against load: the images that are booted most are clones of one golden image, so all their reads
 go to the *same* primaries, and without the weighing sixty clones end on one host.
 
-Which reads count, and for how much, is the objective's choice (`storvirt.objectives`).
+Which reads count, and for how much, is the objective's choice (`storvirt.placement.objectives`).
 """
 
 import heapq
@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from storvirt.osdmap import ActingSet, ObjectLocation, OsdMap, seeds
+from storvirt.placement.osdmap import ActingSet, ObjectLocation, OsdMap, seeds
 
 # A replica serves reads only to clients with the read policy `localize`, and takes over when the
 # primary fails: worth a tie-break, no more.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 
-from storvirt import qcow2, vdi, vhd, vhdx, vmdk
+from storvirt.formats import qcow2, vdi, vhd, vhdx, vmdk
 from storvirt.model import checked_size, whole_sectors
 from tenancy.errors import InvalidRequest
 

@@ -53,7 +53,7 @@ class Layer:
 
     `reach_bytes` is how much of it the generation above can see (its own size for the first);
     `objects` are the numbers of those that exist; `heat` is the text in its metadata that
-    `storvirt.heat` reads.
+    `storvirt.placement.heat` reads.
     """
 
     path: ImagePath

@@ -6,10 +6,10 @@ recorded boot read, part by part. `bytes`: all that the image holds.
 
 from collections.abc import Mapping, Sequence
 
-from storvirt.heat import HeatMap
-from storvirt.layout import Layer, first_served, held, serving
-from storvirt.osdmap import OsdMap, seeds
-from storvirt.placement import Group, Objective
+from storvirt.placement.heat import HeatMap
+from storvirt.placement.layout import Layer, first_served, held, serving
+from storvirt.placement.osdmap import OsdMap, seeds
+from storvirt.placement.ranking import Group, Objective
 from tenancy.errors import Refused
 
 # An object of an image: which of its generations, and the object's number there.

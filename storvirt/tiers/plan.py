@@ -7,8 +7,8 @@ writes and then looks where the objects are (tests/functional/test_storage_tier_
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from storvirt.tier_settings import Settings
-from storvirt.tiering import HitSet, Mode
+from storvirt.tiers.settings import Settings
+from storvirt.tiers.steps import HitSet, Mode
 from tenancy.names import rough_size
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from uuid import UUID
 
+from netvirt.checks.paths import clock
 from netvirt.model import (
     Attachment,
     Binding,
@@ -17,7 +18,6 @@ from netvirt.model import (
     PortId,
     PortKind,
 )
-from netvirt.path_checks import clock
 from tenancy.diagnosis import Finding
 
 # An agent reports every 15 s in whole seconds: a report from further in the future than this is

@@ -10,8 +10,8 @@ mappings of the release at hand, so the table of acting sets is part of the map 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from storvirt.hashing import hash_all
 from storvirt.model import PoolName
+from storvirt.placement.hashing import hash_all
 from tenancy.errors import NotFound, Refused
 
 _NAMESPACE_SEPARATOR = b"\x1f"

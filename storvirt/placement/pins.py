@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from math import ceil
 
-from storvirt.osdmap import ActingSet, OsdMap
-from storvirt.placement import Group
+from storvirt.placement.osdmap import ActingSet, OsdMap
+from storvirt.placement.ranking import Group
 
 # A host may lead half as much again as its share of a pool's groups, and always one more.
 MOST_OF_SHARE = 1.5

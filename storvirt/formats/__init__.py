@@ -1,0 +1,1 @@
+"""Files that disks come from and go to, by what is in them. Pure."""
