@@ -297,6 +297,7 @@ def test_what_was_backed_up_is_there_again_row_by_row_after_a_disaster(
     fabric: Fabric, pair: tuple[Container, Container], report: Report
 ) -> None:
     a, b = pair
+    fabric("nvctl network set front -t red --label round=cut --wait")
     before = rows_of(fabric, "good")
     assert before["Tenant"] and before["Port"] and before["Binding"]
     sent = bundles(a.host) + bundles(b.host)
